@@ -1,0 +1,133 @@
+"""The typed tree behind every preset. Unknown keys, wrong types and impossible values are errors.
+
+`model` and `sample` belong to the family named by `family`: their classes come from the family
+registry, so that this file knows no family. Everything else is common to all.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Size = tuple[int, int]
+Extent = tuple[int, int, int]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A section of the config: frozen, strict about types, closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+
+class ModelSection(Section):
+    """Base of each family's `model` section."""
+
+
+class SampleSection(Section):
+    """Base of each family's `sample` section; command-line flags of `sample` override its keys."""
+
+
+class ConditionSection(Section):
+    """What the model is told about a clip besides its pixels.
+
+    `num_classes: null` takes the number from the training store. `drop` is the share of training items
+    whose condition is replaced by the null condition, for classifier-free guidance (HPDM §5: 0.1).
+    """
+
+    kind: Literal["none", "class"] = "none"
+    num_classes: Count | None = None
+    drop: Fraction = 0.1
+
+
+class DataSection(Section):
+    """Which prepared store to train on and how clips are taken from it.
+
+    Without `store`, training looks in $HPDM_DATA/<dataset> and ./data/<dataset>. `frame_stride` keeps every
+    n-th stored frame. `random_start: false` always takes a clip's first frames.
+    """
+
+    dataset: str
+    store: str | None = None
+    frame_stride: Count = 1
+    random_start: bool = True
+    workers: Annotated[int, Field(ge=0)] = 2
+
+
+class OptimizerSection(Section):
+    """Optimiser and learning-rate schedule. Warm-up is linear; `cosine` decays to `final_lr_fraction`."""
+
+    name: Literal["lamb", "adamw"] = "lamb"
+    lr: Positive = 5.0e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: Positive = 1.0e-6
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    clip_norm: Positive | None = 1.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    final_lr_fraction: Fraction = 0.0
+
+
+class EmaSection(Section):
+    """Moving averages of the weights; sampling and evaluation use the first track.
+
+    `power`: EDM2's power-function averages, one track per relative width in `widths`.
+    `half_life`: one track that forgets half in `half_life_videos` videos, with a start-up ramp so that an
+    early average is not the initial weights.
+    """
+
+    kind: Literal["power", "half_life", "none"] = "half_life"
+    widths: tuple[float, ...] = (0.05, 0.10)
+    half_life_videos: Positive = 500_000.0
+    every_steps: Count = 1
+
+
+class TrainSection(Section):
+    """The training loop. Steps count per phase where a family trains in phases."""
+
+    max_steps: Count | None = None
+    max_videos: Count | None = None
+    batch_size: Count = 8
+    micro_batch: Count | None = None
+    seed: int = 0
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    optimizer: OptimizerSection = OptimizerSection()
+    ema: EmaSection = EmaSection()
+    log_every_steps: Count = 10
+    checkpoint_every_steps: Count = 1000
+    keep_checkpoints: Count = 3
+    sample_every_steps: Count | None = None
+    sample_seeds: Count = 4
+    nonfinite: Literal["stop", "skip"] = "stop"
+    grad_share_every_steps: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_clock(self) -> TrainSection:
+        if (self.max_steps is None) == (self.max_videos is None):
+            raise ValueError("set exactly one of max_steps and max_videos")
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch {self.micro_batch}")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a phase that does not set its own."""
+        return self.max_steps if self.max_steps is not None else -(-int(self.max_videos or 0) // self.batch_size)
+
+
+class RunConfig(Section):
+    """A whole run. `model` and `sample` hold the sections of `family`."""
+
+    family: str
+    description: str = ""
+    parameters: int | None = Field(default=None, description="stated parameter count; a test checks it")
+    model: ModelSection
+    data: DataSection
+    train: TrainSection
+    sample: SampleSection

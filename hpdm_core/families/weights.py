@@ -1,0 +1,124 @@
+"""Weights files: safetensors with the whole config inside, and how to find one in a run directory.
+
+A weights file is all that sampling needs. Its metadata key `hpdm` holds a JSON header: format, resolved
+config, class names, step, videos seen, EMA track, store fingerprint. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hpdm_core.config.load import parse_config
+from hpdm_core.config.schema import RunConfig
+from hpdm_core.errors import IncompatibleCheckpoint, NoCheckpoint
+from hpdm_core.families.base import Family
+from hpdm_core.families.registry import build_family, family_sections
+
+FORMAT = 1
+WEIGHTS_FILE = "weights.safetensors"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class WeightsHeader:
+    """What a weights file says of itself. `config` is the resolved RunConfig as plain data."""
+
+    config: dict[str, Any]
+    classes: list[str] = field(default_factory=list)
+    phase: str = ""
+    step: int = 0
+    videos_seen: int = 0
+    ema: str = ""
+    store_fingerprint: str = ""
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A family with trained weights, ready to sample. `sha256` is the hash of the file it came from."""
+
+    family: Family
+    config: RunConfig
+    header: WeightsHeader
+    path: Path
+    sha256: str
+
+
+def save_weights(path: Path, tensors: Mapping[str, Tensor], header: WeightsHeader) -> None:
+    """Write a weights file atomically: a reader sees the old file or the new one, never half."""
+    partial = path.with_name(path.name + ".tmp")
+    contiguous = {name: t.detach().to("cpu").contiguous().clone() for name, t in tensors.items()}
+    save_file(contiguous, partial, metadata={"hpdm": json.dumps(asdict(header), sort_keys=True)})
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_header(path: Path) -> WeightsHeader:
+    """The header of a weights file, without reading its tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise IncompatibleCheckpoint(f"{path} is not a readable safetensors file: {error}") from error
+    if "hpdm" not in metadata:
+        raise IncompatibleCheckpoint(
+            f"{path} has no hpdm header", hint="give a weights file or run directory written by `hpdm train`"
+        )
+    raw = json.loads(metadata["hpdm"])
+    if raw.get("format") != FORMAT:
+        raise IncompatibleCheckpoint(
+            f"{path} has format {raw.get('format')}; this version reads format {FORMAT}",
+            hint="use the hpdm version that wrote it",
+        )
+    return WeightsHeader(**raw)
+
+
+def checkpoint_dirs(run: Path) -> list[Path]:
+    """The finished checkpoints of a run directory, oldest first."""
+    root = run / CHECKPOINTS
+    return sorted(d for d in root.glob("step_*") if d.suffix != ".tmp" and (d / WEIGHTS_FILE).is_file())
+
+
+def find_weights(path: Path) -> Path:
+    """The weights file meant by a file, a checkpoint directory or a run directory (its newest)."""
+    if path.is_file():
+        return path
+    if (path / WEIGHTS_FILE).is_file():
+        return path / WEIGHTS_FILE
+    found = checkpoint_dirs(path) if path.is_dir() else []
+    if not found:
+        raise NoCheckpoint(f"no checkpoint at {path}", hint="train one first: hpdm train --preset NAME --out RUN")
+    return found[-1] / WEIGHTS_FILE
+
+
+def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> LoadedModel:
+    """Load a trained model from a weights file, checkpoint directory or run directory.
+
+    Raises NoCheckpoint where there is none and IncompatibleCheckpoint where its tensors do not fit.
+    """
+    file = find_weights(Path(path))
+    header = read_header(file)
+    config = parse_config(header.config, family_sections, where=str(file))
+    with torch.device("meta"):
+        family = build_family(config)
+    tensors = load_file(file, device=str(device))
+    missing, unexpected = family.load_state_dict(tensors, strict=False, assign=True)
+    if missing or unexpected:
+        raise IncompatibleCheckpoint(
+            f"{file} does not fit its own config: missing {missing[:3]}, unexpected {unexpected[:3]}"
+        )
+    with file.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    return LoadedModel(family.eval().requires_grad_(False), config, header, file, digest)

@@ -1,0 +1,81 @@
+"""The vocabulary between families and the sampling engine: requests, stages, outlines.
+
+A state is a dict of component tensors in *scaled* coordinates, u_k = x_k / s_k + sigma * eps, where s_k is the
+component's input scale (sigma_in of scaled EDM). Since logSNR_k = -2 ln(sigma) - 2 ln(s_k), one sigma
+serves all components and every solver is the ordinary one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+Denoiser = Callable[[State, float], State]
+"""Scaled noisy state [B, ...] and sigma to the scaled clean estimate (x_hat_k / s_k)."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which videos are wanted. One row per seed: B = len(seeds).
+
+    labels: class index per row (None: unconditional); prompts: text per row (None: no text).
+    frames, size: the wanted length and (height, width); None takes the model's largest.
+    """
+
+    seeds: tuple[int, ...]
+    labels: tuple[int, ...] | None = None
+    prompts: tuple[str, ...] | None = None
+    frames: int | None = None
+    size: tuple[int, int] | None = None
+    device: torch.device | str = "cpu"
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A solver by registry name with its options (churn, eta)."""
+
+    name: str
+    options: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One diffusion from pure noise to a clean state.
+
+    shapes: per component, the shape of one row (no batch axis).
+    sigmas: float64 [num_steps + 1], decreasing, last 0. calls: network calls the solver will make.
+    """
+
+    name: str
+    shapes: Mapping[str, tuple[int, ...]]
+    denoise: Denoiser
+    sigmas: Tensor
+    solver: Solver
+    calls: int
+
+
+@dataclass(frozen=True)
+class StageOutline:
+    """The cost of one stage for one video."""
+
+    name: str
+    frames: int
+    size: tuple[int, int]
+    solver: str
+    steps: int
+    tiles: int
+    calls: int
+    block_evals: int
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a request will produce and cost, before anything runs."""
+
+    frames: int
+    size: tuple[int, int]
+    stages: Sequence[StageOutline]
