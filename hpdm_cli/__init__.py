@@ -1,0 +1,1 @@
+"""The `hpdm` command: parse, call one core function, render."""

@@ -49,7 +49,7 @@ def problems_of(error: ValidationError, schema: type[BaseModel], document: Docum
 def _present(loc: KeyPath, data: Any) -> KeyPath:
     """The longest beginning of `loc` that leads somewhere in `data`."""
     for depth, key in enumerate(loc):
-        children = dict(enumerate(data)) if isinstance(data, list) else data
+        children: Any = dict(enumerate(data)) if isinstance(data, list) else data
         if not isinstance(children, Mapping) or key not in children:
             return loc[:depth]
         data = children[key]

@@ -145,4 +145,4 @@ def _validate(document: Document, sections: Sections) -> RunConfig:
     return RunConfig(**{name: getattr(checked, name) for name in RunConfig.model_fields})
 
 
-_HINT = "`hpdm presets show NAME` prints a valid config with every key"
+_HINT = "`hpdm presets show NAME --resolved` prints a valid config with every key"

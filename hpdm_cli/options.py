@@ -1,0 +1,96 @@
+"""Option types that several commands share, and the parsers behind them.
+
+A parser takes the text after an option and returns a value; ConfigError says what it wanted, with an example.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hpdm_core.errors import ConfigError
+
+_SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`288x512` as (height, width) = (288, 512); a single number is a square."""
+    match = re.fullmatch(r"\s*([1-9]\d*)(?:\s*[x×X]\s*([1-9]\d*))?\s*", text)
+    if not match:
+        raise ConfigError(f"cannot read size {text!r}", hint="write height x width, for example 288x512")
+    height = int(match[1])
+    return height, int(match[2] or height)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`3`, `0-63` or `1,5,8-9` as a tuple of seeds in the order written; a repeated seed is an error."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not match:
+            raise ConfigError(f"cannot read seeds {text!r}", hint="for example 3, or 0-63, or 1,5,9")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ConfigError(f"seeds {part.strip()} run backwards", hint=f"write {last}-{first}")
+        seeds.extend(range(first, last + 1))
+    if len(set(seeds)) != len(seeds):
+        raise ConfigError(
+            f"seeds {text!r} name one seed twice", hint="each seed makes one video; name it once"
+        )
+    return tuple(seeds)
+
+
+def parse_duration(text: str) -> float:
+    """`2h`, `11h50m`, `90s` or `1d2h` as seconds; a bare number is seconds."""
+    compact = re.sub(r"\s+", "", text.lower())
+    if re.fullmatch(r"\d+(\.\d+)?", compact):
+        seconds = float(compact)
+    elif re.fullmatch(r"(\d+(\.\d+)?d)?(\d+(\.\d+)?h)?(\d+(\.\d+)?m)?(\d+(\.\d+)?s)?", compact) and compact:
+        seconds = sum(float(n) * _SECONDS[unit] for n, unit in re.findall(r"([\d.]+)([dhms])", compact))
+    else:
+        raise ConfigError(f"cannot read duration {text!r}", hint="for example 2h, 11h50m or 90s")
+    if seconds <= 0:
+        raise ConfigError(f"duration {text!r} is zero", hint="for example 2h, 11h50m or 90s")
+    return seconds
+
+
+def parse_tolerance(text: str) -> float | int:
+    """`1%` as the share 0.01 (a float), `25` as the count 25 (an int)."""
+    share = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    if share and float(share[1]) <= 100:
+        return float(share[1]) / 100
+    if re.fullmatch(r"\s*\d+\s*", text):
+        return int(text)
+    raise ConfigError(f"cannot read tolerance {text!r}", hint="give a share such as 1% or a count such as 25")
+
+
+Preset = Annotated[
+    str, typer.Option("--preset", metavar="NAME|FILE", help="A preset (`hpdm presets list`) or a YAML file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a key of the config, e.g. train.seed=1. Repeatable."
+    ),
+]
+Store = Annotated[
+    Path | None, typer.Option("--data", metavar="STORE", help="A store made by `hpdm prepare-data`.")
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="PATH", help="Where results go.")]
+Res = Annotated[str | None, typer.Option("--res", metavar="HxW", help="Height and width, e.g. 288x512.")]
+Frames = Annotated[int | None, typer.Option("--frames", metavar="T", min=1, help="Number of frames.")]
+Seeds = Annotated[str | None, typer.Option("--seeds", metavar="A-B", help="Seeds, e.g. 0-63 or 1,5,9.")]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option("--time-limit", metavar="2h", help="Stop cleanly after this long, with exit code 75."),
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:1. Default: a GPU if there is one."),
+]
+Workers = Annotated[int | None, typer.Option("--workers", metavar="N", min=0, help="Number of processes.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
