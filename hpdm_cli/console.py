@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hpdm_core.errors import HpdmError, StoppedOnRequest
@@ -45,9 +46,9 @@ def stderr_console() -> Console:
 
 
 def make_streams_safe() -> None:
-    """Let output that the terminal's encoding lacks appear as `?` or an escape instead of failing."""
+    """Let output that the terminal's encoding lacks appear as an escape instead of failing."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -247,7 +248,4 @@ def _rate(speed: float | None, unit: str) -> str:
 
 def _joined(notes: dict[str, Any]) -> str:
     """Notes as `key=value` words; short floats."""
-    words = (
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in notes.items()
-    )
-    return " ".join(words)
+    return " ".join(f"{key}={v:.4g}" if isinstance(v, float) else f"{key}={v}" for key, v in notes.items())

@@ -37,9 +37,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             raise ConfigError(f"seeds {part.strip()} run backwards", hint=f"write {last}-{first}")
         seeds.extend(range(first, last + 1))
     if len(set(seeds)) != len(seeds):
-        raise ConfigError(
-            f"seeds {text!r} name one seed twice", hint="each seed makes one video; name it once"
-        )
+        raise ConfigError(f"seeds {text!r} name one seed twice", hint="a seed makes one video; name it once")
     return tuple(seeds)
 
 
@@ -72,13 +70,9 @@ Preset = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change a key of the config, e.g. train.seed=1. Repeatable."
-    ),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the config; repeatable."),
 ]
-Store = Annotated[
-    Path | None, typer.Option("--data", metavar="STORE", help="A store made by `hpdm prepare-data`.")
-]
+Store = Annotated[Path | None, typer.Option("--data", metavar="STORE", help="A store from `hpdm prepare-data`.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="PATH", help="Where results go.")]
 Res = Annotated[str | None, typer.Option("--res", metavar="HxW", help="Height and width, e.g. 288x512.")]
 Frames = Annotated[int | None, typer.Option("--frames", metavar="T", min=1, help="Number of frames.")]
@@ -89,7 +83,7 @@ TimeLimit = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:1. Default: a GPU if there is one."),
+    typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:1; a GPU if there is one."),
 ]
 Workers = Annotated[int | None, typer.Option("--workers", metavar="N", min=0, help="Number of processes.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
