@@ -28,7 +28,14 @@ class ModelSection(Section):
 
 
 class SampleSection(Section):
-    """Base of each family's `sample` section; command-line flags of `sample` override its keys."""
+    """Base of each family's `sample` section; command-line flags of `sample` override its keys.
+
+    precision: `fp32` gives the same video on every device to within a grey level; `tf32` and `bf16` are faster.
+    compile: compile the network's blocks; worth it from a few videos on.
+    """
+
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    compile: bool = False
 
 
 class ConditionSection(Section):
@@ -94,6 +101,7 @@ class TrainSection(Section):
     micro_batch: Count | None = None
     seed: int = 0
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    bf16_attention: bool = False
     compile: bool = False
     activation_checkpointing: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"

@@ -1,0 +1,1 @@
+"""The mathematical core: scaled diffusion over components, schedules, parametrisations, guidance."""

@@ -1,0 +1,1 @@
+"""Model families behind one protocol, their registry, and weights files."""

@@ -75,9 +75,7 @@ class Family(nn.Module, ABC):
         """The plan's cost and output shape without running anything; raises ConfigError if impossible."""
 
     @abstractmethod
-    def plan(
-        self, request: Request, options: SampleSection
-    ) -> Generator[Stage, State, Tensor]:
+    def plan(self, request: Request, options: SampleSection) -> Generator[Stage, State, Tensor]:
         """Sampling as a script: yields stages, receives each one's denoised state, returns the video.
 
         The returned video is float [B, 3, T, H, W] in [-1, 1] for the B rows of `request`.

@@ -1,0 +1,1 @@
+"""HPDM §3.1: the patch pyramid's geometry. Integers first; no networks, no noise."""

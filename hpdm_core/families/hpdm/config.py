@@ -1,0 +1,118 @@
+"""The `model` and `sample` sections of an HPDM preset, with every ablation as a switch."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hpdm_core.config.schema import (
+    ConditionSection,
+    Count,
+    Extent,
+    Fraction,
+    ModelSection,
+    Positive,
+    SampleSection,
+)
+from hpdm_core.pyramid.geometry import Pyramid
+
+Overlap = Literal["none", "spatial", "time", "full"]
+
+
+class HpdmModel(ModelSection):
+    """The network and its diffusion. Extents are (frames, height, width).
+
+    levels_per_block: how many levels block b processes (HPDM §3.4); fine levels skip early blocks.
+    fusion: `deep` is DCF; `shallow` concatenates the aligned RGB of the level before to the input;
+    `none` joins nothing. context_gradient: whether fine losses reach coarse features through the context.
+    input_scale, input_scale_growth: sigma_in of level 0 and its factor per level (spec §2.2).
+    self_conditioning: probability of latent self-conditioning in training; 0 leaves it out.
+    """
+
+    video: Extent
+    patch: Extent
+    token: Extent
+    token_dim: Count = 1024
+    latent_dim: Count = 512
+    num_latents: Count = 768
+    levels_per_block: tuple[Count, ...]
+    latent_layers: Count = 4
+    head_dim: Count = 64
+    mlp_ratio: Positive = 4.0
+    token_mlp_ratio: Positive = 4.0
+    fusion: Literal["deep", "shallow", "none"] = "deep"
+    fusion_init: Literal["default", "identity"] = "default"
+    context_gradient: bool = True
+    coordinates: bool = True
+    self_conditioning: Fraction = 0.0
+    condition: ConditionSection = ConditionSection()
+    input_scale: Positive = 4.0
+    input_scale_growth: Positive = 2.0
+    level_weights: tuple[float, ...] | None = None
+    sigma_data: Positive = 1.0
+    sigma_log_mean: float = -1.2
+    sigma_log_std: Positive = 1.2
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+
+    @property
+    def pyramid(self) -> Pyramid:
+        """The geometry; ConfigError where the patch does not grow into the video."""
+        return Pyramid(self.video, self.patch)
+
+    @property
+    def first_blocks(self) -> tuple[int, ...]:
+        """Per level, the index of the first block that processes it."""
+        return tuple(
+            next(b for b, n in enumerate(self.levels_per_block) if n > level)
+            for level in range(self.pyramid.num_levels)
+        )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> HpdmModel:
+        levels = self.pyramid.num_levels
+        load = self.levels_per_block
+        if any(b < a for a, b in itertools.pairwise(load)) or load[-1] != levels:
+            raise ValueError(f"levels_per_block {list(load)} must not decrease and must end with {levels} (the levels)")
+        if any(part % size for part, size in zip(self.patch, self.token, strict=True)):
+            raise ValueError(f"a patch {list(self.patch)} does not divide into tokens of {list(self.token)}")
+        if self.level_weights is not None and len(self.level_weights) != levels:
+            raise ValueError(f"level_weights has {len(self.level_weights)} entries for {levels} levels")
+        return self
+
+
+class HpdmSample(SampleSection):
+    """The cascade of HPDM §3.4. Lists have one entry per level; a shorter list repeats its last entry.
+
+    steps: the paper's 128 at level 0, halved per level. solver: Heun with churn at level 0, Euler later.
+    overlap: `spatial` is what the paper reports metrics with, `full` what it shows.
+    guidance: 1 is the plain conditional model. context_sigma: noise level of coarse levels as context.
+    cache: keep coarse features per tile; off recomputes the exact nested chain for every tile and step.
+    chunk: tiles per network call (padded, so that results do not depend on how many videos are made at
+    once); null takes one video's tiles, at most 64. clip: keep clean estimates within [-1, 1].
+    level: stop there; null goes on to the size that was asked for, or the finest.
+    """
+
+    steps: Annotated[tuple[Count, ...], Field(min_length=1)] = (128, 64, 32, 16)
+    solver: Annotated[tuple[str, ...], Field(min_length=1)] = ("heun", "euler")
+    churn: Annotated[float, Field(ge=0.0)] = 40.0
+    eta: Fraction = 0.0
+    overlap: Overlap = "spatial"
+    window: Literal["uniform", "smooth"] = "uniform"
+    guidance: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0,)
+    context_sigma: Positive = 0.002
+    cache: bool = True
+    chunk: Count | None = None
+    clip: bool = False
+    level: Annotated[int, Field(ge=0)] | None = None
+
+    @property
+    def overlap_axes(self) -> tuple[bool, bool, bool]:
+        """Per axis (t, h, w)."""
+        return (
+            self.overlap in ("time", "full"),
+            self.overlap in ("spatial", "full"),
+            self.overlap in ("spatial", "full"),
+        )

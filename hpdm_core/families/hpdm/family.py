@@ -1,0 +1,125 @@
+"""HPDM as a family: what it reads, what it minimises, how it samples.
+
+Each training item is one nested patch per level of one video. Every patch is corrupted independently at
+its own noise level and all are denoised jointly; the loss is the plain sum over levels (HPDM §3.1).
+
+Shapes: L levels, B batch, C channels, T H W frames and pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hpdm_core.conditioning.labels import LabelTokens, drop_labels
+from hpdm_core.config.schema import ModelSection, SampleSection
+from hpdm_core.data.window import Batch
+from hpdm_core.diffusion.process import Parametrisation, corrupt
+from hpdm_core.diffusion.schedule import LogNormal
+from hpdm_core.errors import ConfigError
+from hpdm_core.families.base import Family, Losses, Phase, Role
+from hpdm_core.families.hpdm.cascade import Cascade
+from hpdm_core.families.hpdm.config import HpdmModel, HpdmSample
+from hpdm_core.families.hpdm.denoiser import HierarchicalDenoiser
+from hpdm_core.pyramid.extract import PatchView, level_name
+from hpdm_core.rng import BatchStreams
+from hpdm_core.sampling.stage import Outline, Request, Stage, State
+
+
+class HpdmFamily(Family):
+    """Hierarchical patch diffusion over `config.pyramid`."""
+
+    name: ClassVar[str] = "hpdm"
+    model_section: ClassVar[type[ModelSection]] = HpdmModel
+    sample_section: ClassVar[type[SampleSection]] = HpdmSample
+
+    def __init__(self, config: HpdmModel) -> None:
+        super().__init__()
+        self.config, self.pyramid = config, config.pyramid
+        self.schedule = LogNormal(config.sigma_log_mean, config.sigma_log_std, config.sigma_min, config.sigma_max)
+        self.levels = tuple(
+            Parametrisation(scale=config.input_scale * config.input_scale_growth**level, sigma_data=config.sigma_data)
+            for level in range(self.pyramid.num_levels)
+        )
+        self.denoiser = HierarchicalDenoiser(config)
+        self.labels: LabelTokens | None = None
+        if config.condition.kind == "class":
+            if config.condition.num_classes is None:
+                raise ConfigError(
+                    "model.condition.num_classes is not set",
+                    hint="train on a labelled store, which fills it in, or set it",
+                )
+            self.labels = LabelTokens(config.condition.num_classes, config.token_dim)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """One: all levels jointly."""
+        modules = ("denoiser", "labels") if self.labels is not None else ("denoiser",)
+        return (Phase("joint", (Role("denoiser", modules),)),)
+
+    def view(self, phase: str) -> PatchView:
+        """One nested patch per level."""
+        return PatchView(self.pyramid)
+
+    def compile_units(self) -> Sequence[nn.Module]:
+        """The fused blocks."""
+        return list(self.denoiser.blocks)
+
+    def condition_tokens(self, labels_B: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
+        """Class tokens [B, 1, D]; None labels mean the null class; None for an unconditional model."""
+        if self.labels is None:
+            return None
+        if labels_B is None:
+            labels_B = torch.full((batch,), -1, device=device)
+        return self.labels(labels_B)
+
+    def losses(self, role: str, batch: Batch, streams: BatchStreams) -> Losses:
+        """Sum over levels of w(sigma_l) |F_l - F*_l|², each a mean over pixels and rows (spec §3.5)."""
+        names = [level_name(level) for level in range(self.pyramid.num_levels)]
+        x = torch.stack([batch.videos[name] for name in names])
+        eps = torch.stack([streams.normal(f"noise/{name}", x.shape[2:]) for name in names])
+        sigma = self.schedule.draw(streams.uniform("sigma", len(names))).T.contiguous()
+        condition = self._dropped_condition(batch, streams)
+        inputs, targets, weights = [], [], []
+        for level, form in enumerate(self.levels):
+            noisy = corrupt(x[level], eps[level], sigma[level], form.scale)
+            inputs.append(form.network_input(noisy, sigma[level]))
+            targets.append(form.target(x[level], eps[level], sigma[level]))
+            weights.append(form.weight(sigma[level]))
+        noise, offsets = self.schedule.coordinate(sigma), batch.meta["offsets"]
+        latents = self._first_pass(torch.stack(inputs), noise, offsets, condition, streams)
+        output, _ = self.denoiser(torch.stack(inputs), noise, offsets, condition, latents)
+        error = (output.float() - torch.stack(targets)).square().mean(dim=(2, 3, 4, 5))
+        per_level = (torch.stack(weights) * error).mean(dim=1)
+        factors = per_level.new_tensor(self.config.level_weights or [1.0] * len(names))
+        terms = {name: factors[i] * per_level[i] for i, name in enumerate(names)}
+        return Losses(torch.stack(list(terms.values())).sum(), dict(zip(names, per_level.detach(), strict=True)))
+
+    def outline(self, request: Request, options: SampleSection) -> Outline:
+        """Tiles, steps and network calls of each level."""
+        assert isinstance(options, HpdmSample)
+        return Cascade(self, request, options).outline()
+
+    def plan(self, request: Request, options: SampleSection) -> Generator[Stage, State, Tensor]:
+        """The coarse-to-fine cascade (HPDM §3.4)."""
+        assert isinstance(options, HpdmSample)
+        return Cascade(self, request, options).stages()
+
+    def _dropped_condition(self, batch: Batch, streams: BatchStreams) -> Tensor | None:
+        if self.labels is None:
+            return None
+        kept = drop_labels(batch.labels, self.config.condition.drop, streams)
+        return self.condition_tokens(kept, len(kept), kept.device)
+
+    def _first_pass(
+        self, z: Tensor, noise: Tensor, offsets: Tensor, condition: Tensor | None, streams: BatchStreams
+    ) -> Tensor | None:
+        """Latents for self-conditioning: from a pass without gradient for the chosen rows, zeros for the others."""
+        if self.config.self_conditioning == 0:
+            return None
+        chosen = streams.uniform("self-conditioning", 1)[:, 0] < self.config.self_conditioning
+        with torch.no_grad():
+            _, latents = self.denoiser(z, noise, offsets, condition)
+        return latents * chosen.to(latents.device)[None, :, None, None]

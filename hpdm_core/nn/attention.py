@@ -1,0 +1,98 @@
+"""Multi-head attention over PyTorch's fused kernel.
+
+The reference precision is fp32. Under bf16 autocast the products run in bf16 while the kernel keeps its
+softmax statistics in fp32. fp32 attention is half of an fp32 step on a GPU, so `attention_dtype` can
+run this one kernel in bf16 while everything else stays as it is.
+
+Shapes: B batch, N queries, M keys, D width, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_core_dtype: torch.dtype | None = None
+
+
+@contextmanager
+def attention_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    """Within the block, run the attention kernel in `dtype` (None: in its inputs' own)."""
+    global _core_dtype
+    before, _core_dtype = _core_dtype, dtype
+    try:
+        yield
+    finally:
+        _core_dtype = before
+
+
+class SelfAttention(nn.Module):
+    """Attention of x [B, N, D] to itself; one fused projection makes queries, keys and values."""
+
+    def __init__(self, dim: int, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = _fit_head(dim, head_dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """[B, N, D] to [B, N, D]."""
+        q, k, v = self.qkv(x_BND).chunk(3, dim=-1)
+        return self.out(attend(q, k, v, self.head_dim))
+
+
+class CrossAttention(nn.Module):
+    """Attention of x [B, N, D] to a source [B, M, S]; inner width min(D, S) unless given (RIN)."""
+
+    def __init__(self, dim: int, source_dim: int, head_dim: int, inner_dim: int | None = None) -> None:
+        super().__init__()
+        inner = inner_dim or min(dim, source_dim)
+        self.head_dim = _fit_head(inner, head_dim)
+        self.query = nn.Linear(dim, inner)
+        self.key_value = nn.Linear(source_dim, 2 * inner)
+        self.out = nn.Linear(inner, dim)
+
+    def forward(self, x_BND: Tensor, source_BMS: Tensor) -> Tensor:
+        """[B, N, D] to [B, N, D]."""
+        k, v = self.key_value(source_BMS).chunk(2, dim=-1)
+        return self.out(attend(self.query(x_BND), k, v, self.head_dim))
+
+
+def attend(q_BND: Tensor, k_BMD: Tensor, v_BMD: Tensor, head_dim: int) -> Tensor:
+    """softmax(q k / sqrt(head_dim)) v with heads of `head_dim`, [B, N, D]."""
+    q, k, v = (t.unflatten(-1, (-1, head_dim)).transpose(1, 2) for t in (q_BND, k_BMD, v_BMD))
+    core = _core_dtype or q.dtype
+    out = F.scaled_dot_product_attention(q.to(core), k.to(core), v.to(core))
+    return out.transpose(1, 2).flatten(2).to(q.dtype)
+
+
+def _fit_head(dim: int, head_dim: int) -> int:
+    """The head width, no larger than the whole; ValueError where heads do not divide it."""
+    head = min(head_dim, dim)
+    if dim % head:
+        raise ValueError(f"a width of {dim} does not divide into heads of {head}")
+    return head
+
+
+def feed_forward(dim: int, ratio: float) -> nn.Sequential:
+    """Linear, GELU (tanh form), Linear, widened by `ratio`."""
+    hidden = int(dim * ratio)
+    return nn.Sequential(nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, dim))
+
+
+def layer_norm(dim: int) -> nn.LayerNorm:
+    """LayerNorm with the epsilon used throughout."""
+    return nn.LayerNorm(dim, eps=1e-6)
+
+
+def init_linear_(module: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases for every linear layer below `module`."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
