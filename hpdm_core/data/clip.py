@@ -1,0 +1,214 @@
+"""Preparing one clip: decode, resize, build the spatial pyramid, append to the open shard. Runs in a child process."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from hpdm_core.data.codecs import Codec, Size, encode_frames
+from hpdm_core.data.decode import BACKENDS, CHUNK_FRAMES, Chunks, check_readable, decode_into
+from hpdm_core.data.sources.base import SourceClip
+from hpdm_core.data.synthetic import render_clip
+from hpdm_core.errors import CorruptVideo
+from hpdm_core.video import Fit, halve_frames, resize_frames
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the pixels of a store. `sizes` are (H, W), finest first, each half the one before."""
+
+    sizes: tuple[Size, ...]
+    codec: Codec = "raw"
+    fit: Fit = "crop"
+    max_frames: int | None = None
+    backends: tuple[str, ...] = BACKENDS
+
+
+@dataclass(frozen=True)
+class ClipJob:
+    """One clip and where to append it: a file and a byte offset per size of the recipe."""
+
+    clip: SourceClip
+    recipe: Recipe
+    files: tuple[Path, ...]
+    offsets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """What was written. `frame_bytes` are the stored lengths of the frames, `crc32` of all their bytes, per size."""
+
+    num_frames: int
+    fps: float | None
+    width: int
+    height: int
+    captions: tuple[str, ...]
+    sha256: str
+    decoder: str
+    notes: tuple[str, ...]
+    frame_bytes: tuple[tuple[int, ...], ...]
+    crc32: tuple[int, ...]
+
+
+def prepare_clip(job: ClipJob) -> ClipResult:
+    """Append one clip to its shard files. Raises CorruptVideo, leaving bytes past the offsets undefined."""
+    clip = job.clip
+    if clip.synthetic is not None:
+        return _prepare_synthetic(job)
+    if clip.is_images:
+        return _prepare_images(job)
+    return _prepare_video(job)
+
+
+def _prepare_video(job: ClipJob) -> ClipResult:
+    path = job.clip.paths[0]
+    sink, decoded = decode_into(
+        path, lambda chunks: _store(job, chunks), backends=job.recipe.backends, max_frames=job.recipe.max_frames
+    )
+    found = decoded.probe
+    missing = (found.expected_frames or 0) - decoded.num_frames
+    notes = [f"upscaled from {found.width}x{found.height}"] if _is_upscaled(job, found.height, found.width) else []
+    if found.vfr:
+        notes.append("variable frame rate")
+    if found.rotation:
+        notes.append(f"rotation of {found.rotation} degrees not applied")
+    if missing > 0 and job.recipe.max_frames is None:
+        notes.append(f"{missing} frames fewer than the header says")
+    return sink.result(
+        fps=found.fps,
+        source=(found.height, found.width),
+        captions=job.clip.captions,
+        sha256=_file_hash(job.clip.paths),
+        decoder=decoded.backend,
+        notes=tuple(notes),
+    )
+
+
+def _prepare_images(job: ClipJob) -> ClipResult:
+    paths = job.clip.paths[: job.recipe.max_frames]
+    with _opened(paths[0]) as first:
+        width, height = first.size
+    sink = _store(job, (np.stack([frame]) for frame in map(_read_image, paths)))
+    return sink.result(
+        fps=job.clip.fps,
+        source=(height, width),
+        captions=job.clip.captions,
+        sha256=_file_hash(paths),
+        decoder="pillow",
+        notes=(f"upscaled from {width}x{height}",) if _is_upscaled(job, height, width) else (),
+    )
+
+
+def _prepare_synthetic(job: ClipJob) -> ClipResult:
+    spec = job.clip.synthetic
+    assert spec is not None
+    size = job.recipe.sizes[0]
+    video, info = render_clip(spec.seed, spec.index, spec.frames, size)
+    video = video[: job.recipe.max_frames]
+    sink = _store(job, iter([video]))
+    return sink.result(
+        fps=info.fps,
+        source=size,
+        captions=(info.caption,),
+        sha256=hashlib.sha256(video.tobytes()).hexdigest(),
+        decoder="synthetic",
+        notes=(),
+    )
+
+
+def _is_upscaled(job: ClipJob, height: int, width: int) -> bool:
+    return height < job.recipe.sizes[0][0] or width < job.recipe.sizes[0][1]
+
+
+def _opened(path: Path) -> Image.Image:
+    check_readable(path)
+    try:
+        return Image.open(path)
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise CorruptVideo(f"{path} is not an image: {error}", reason="not-an-image") from error
+
+
+def _read_image(path: Path) -> np.ndarray:
+    with _opened(path) as image:
+        try:
+            return np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError) as error:
+            raise CorruptVideo(f"{path}: {error}", reason="truncated") from error
+
+
+def _file_hash(paths: tuple[Path, ...]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _store(job: ClipJob, chunks: Chunks) -> _Sink:
+    """Write the chunks at every size, from the job's offsets on."""
+    sink = _Sink(job)
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("r+b")) for path in job.files]
+        for file, offset in zip(files, job.offsets, strict=True):
+            file.truncate(offset)
+            file.seek(offset)
+        for chunk in chunks:
+            for part in _small_parts(chunk):
+                sink.write(files, part)
+    return sink
+
+
+def _small_parts(chunk: np.ndarray) -> Iterator[np.ndarray]:
+    for first in range(0, len(chunk), CHUNK_FRAMES):
+        yield chunk[first : first + CHUNK_FRAMES]
+
+
+class _Sink:
+    """Appends frames to the open files and keeps the account of them."""
+
+    def __init__(self, job: ClipJob) -> None:
+        self._recipe = job.recipe
+        self._frame_bytes: list[list[int]] = [[] for _ in job.recipe.sizes]
+        self._crc32 = [0] * len(job.recipe.sizes)
+
+    def write(self, files: Sequence[BinaryIO], frames_THWC: np.ndarray) -> None:
+        """Resize, halve down the pyramid, encode, append."""
+        level = resize_frames(frames_THWC, self._recipe.sizes[0], fit=self._recipe.fit)
+        for i, file in enumerate(files):
+            level = level if i == 0 else halve_frames(level)
+            for blob in encode_frames(level, self._recipe.codec):
+                file.write(blob)
+                self._frame_bytes[i].append(len(blob))
+                self._crc32[i] = zlib.crc32(blob, self._crc32[i])
+
+    def result(
+        self,
+        fps: float | None,
+        source: Size,
+        captions: tuple[str, ...],
+        sha256: str,
+        decoder: str,
+        notes: tuple[str, ...],
+    ) -> ClipResult:
+        """The account of the clip just written."""
+        return ClipResult(
+            num_frames=len(self._frame_bytes[0]),
+            fps=None if fps is None else round(fps, 4),
+            width=source[1],
+            height=source[0],
+            captions=captions,
+            sha256=sha256,
+            decoder=decoder,
+            notes=notes,
+            frame_bytes=tuple(tuple(lengths) for lengths in self._frame_bytes),
+            crc32=tuple(self._crc32),
+        )

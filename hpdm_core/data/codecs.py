@@ -1,0 +1,112 @@
+"""How frames lie in a shard file: raw bytes or one JPEG per frame. One file per shard and frame size.
+
+raw: a plain `.npy` of uint8 `[frames, H, W, 3]`; a patch is read by touching its bytes alone.
+jpeg: JPEG images (4:4:4) one after another, and an `.offsets.npy` of int64 `[frames + 1]`; any patch costs the
+decoding of its frames at that size, for about a fifth of the space.
+
+Shapes: T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from hpdm_core.errors import DataError
+
+Codec = Literal["raw", "jpeg"]
+Size = tuple[int, int]
+
+JPEG_QUALITY = 95
+RAW_HEADER_BYTES = 128
+
+
+def size_name(size: Size) -> str:
+    """`128x160` for height 128 and width 160."""
+    return f"{size[0]}x{size[1]}"
+
+
+def data_file(shard: str, size: Size, codec: Codec) -> str:
+    """Name of the file with the frames of one size of one shard."""
+    return f"{shard}-{size_name(size)}.{'npy' if codec == 'raw' else 'jpegs'}"
+
+
+def offsets_file(shard: str, size: Size) -> str:
+    """Name of the file with the positions of JPEG frames."""
+    return f"{shard}-{size_name(size)}.offsets.npy"
+
+
+def file_header(num_frames: int, size: Size, codec: Codec) -> bytes:
+    """The first bytes of a data file: `.npy` version 1.0, padded to a fixed length, for raw; none for jpeg."""
+    if codec == "jpeg":
+        return b""
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({num_frames}, {size[0]}, {size[1]}, 3), }}"
+    body = text.ljust(RAW_HEADER_BYTES - 11) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body.encode("ascii")
+
+
+def encode_frames(frames_THWC: np.ndarray, codec: Codec) -> list[bytes]:
+    """The stored form of each frame."""
+    if codec == "raw":
+        return [frame.tobytes() for frame in frames_THWC]
+    return [_jpeg(frame) for frame in frames_THWC]
+
+
+def _jpeg(frame: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+class FrameReader(Protocol):
+    """Reads boxes of pixels from the frames of one shard at one size."""
+
+    def read(self, frames: range, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """uint8 `[T, height, width, 3]`, a fresh array."""
+        ...
+
+
+class RawReader:
+    """Memory-mapped uint8 frames."""
+
+    def __init__(self, folder: Path, shard: str, size: Size) -> None:
+        self._frames_THWC = np.load(folder / data_file(shard, size, "raw"), mmap_mode="r").view(np.ndarray)
+
+    def read(self, frames: range, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """See `FrameReader`."""
+        chosen = self._frames_THWC[frames.start : frames.stop : frames.step]
+        return chosen[:, top : top + height, left : left + width].copy()
+
+
+class JpegReader:
+    """JPEG frames in one memory-mapped blob."""
+
+    def __init__(self, folder: Path, shard: str, size: Size) -> None:
+        self._path = folder / data_file(shard, size, "jpeg")
+        self._blob = np.memmap(self._path, dtype=np.uint8, mode="r").view(np.ndarray)
+        self._offsets: Sequence[int] = np.load(folder / offsets_file(shard, size)).tolist()
+
+    def read(self, frames: range, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """See `FrameReader`. Raises DataError for a damaged frame."""
+        video = np.empty((len(frames), height, width, 3), dtype=np.uint8)
+        for row, frame in zip(video, frames, strict=True):
+            blob = self._blob[self._offsets[frame] : self._offsets[frame + 1]].tobytes()
+            try:
+                pixels = np.asarray(Image.open(io.BytesIO(blob)))
+            except (UnidentifiedImageError, OSError, SyntaxError) as error:
+                raise DataError(
+                    f"{self._path}: frame {frame} is damaged: {error}",
+                    hint="delete the store and run hpdm prepare-data again",
+                ) from error
+            row[:] = pixels[top : top + height, left : left + width]
+        return video
+
+
+def open_frames(folder: Path, shard: str, size: Size, codec: Codec) -> FrameReader:
+    """The reader for one data file."""
+    return RawReader(folder, shard, size) if codec == "raw" else JpegReader(folder, shard, size)

@@ -1,0 +1,346 @@
+"""`prepare-data`: from a scan of sources to a store, in parallel, interruptible, with bad files set aside.
+
+Clips are divided into shards in the order of the scan. Shards are independent pieces of work: each is made by one
+thread that drives one killable child process, so the bytes of a store do not depend on the number of workers
+or on interruptions. A finished shard is never rewritten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpdm_core.data.clip import Recipe, prepare_clip
+from hpdm_core.data.decode import CHILD_ENVIRONMENT, available_backends
+from hpdm_core.data.isolate import ChildDied, DeadlineExceeded, IsolatedWorker
+from hpdm_core.data.shard import (
+    CLIPS_PER_SHARD,
+    SHARDS,
+    Record,
+    ShardBuilder,
+    read_shard_record,
+    write_json,
+    write_text,
+)
+from hpdm_core.data.sources.base import Problem, Scan, SourceClip
+from hpdm_core.data.store import INDEX, QUARANTINE, SCHEMA, STORE_FILE, store_fingerprint
+from hpdm_core.errors import ConfigError, CorruptVideo, DataError
+from hpdm_core.version import __version__
+
+logger = logging.getLogger(__name__)
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class MaxBad:
+    """How many clips may fail: a number, or a fraction of all clips."""
+
+    limit: float
+    is_fraction: bool
+
+    @classmethod
+    def parse(cls, text: str) -> MaxBad:
+        """`"1%"` or `"12"`; ConfigError otherwise."""
+        number, is_fraction = text.removesuffix("%"), text.endswith("%")
+        try:
+            limit = float(number) / 100 if is_fraction else float(int(number))
+        except ValueError:
+            limit = -1.0
+        if limit < 0:
+            raise ConfigError(f"--max-bad {text!r} is neither a count nor a percentage", hint="write 12 or 1%")
+        return cls(limit, is_fraction)
+
+    def allows(self, bad: int, total: int) -> bool:
+        """Whether `bad` of `total` clips may be missing."""
+        return bad <= (self.limit * total if self.is_fraction else self.limit)
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """How to run. Nothing here changes the bytes of the store. `deadline` is seconds per clip."""
+
+    max_bad: MaxBad = field(default_factory=lambda: MaxBad(0.01, True))
+    deadline: float = 120.0
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a preparation stands; `resumed` clips were already there when it began."""
+
+    done: int
+    total: int
+    kept: int
+    bad: int
+    frames: int
+    resumed: int = 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came of it. `reasons` counts the quarantined clips."""
+
+    store: Path
+    num_clips: int
+    num_frames: int
+    reasons: dict[str, int]
+    num_bytes: int
+    fingerprint: str
+
+    @property
+    def num_bad(self) -> int:
+        """Clips that could not be used."""
+        return sum(self.reasons.values())
+
+
+def prepare_store(
+    scan: Scan,
+    out: Path,
+    recipe: Recipe,
+    options: PrepareOptions,
+    *,
+    command: str = "",
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Summary:
+    """Prepare every clip of `scan` into the store at `out`, continuing one that was interrupted.
+
+    `command` is recorded in the store as what made it. Raises ConfigError if `out` holds something else, and DataError,
+    after all clips were tried, if more than `options.max_bad` failed or none is left.
+    """
+    backends = set(available_backends(recipe.backends))
+    shards = [scan.clips[i : i + CLIPS_PER_SHARD] for i in range(0, len(scan.clips), CLIPS_PER_SHARD)]
+    with _claimed(out, _plan(scan, recipe)):
+        work = _Work(out, scan, recipe, options, on_progress)
+        logger.info("%d clips in %d shards, decoders: %s", len(scan.clips), len(shards), ", ".join(sorted(backends)))
+        work.run(shards)
+        records = [record for i in range(len(shards)) if (record := read_shard_record(out, i)) is not None]
+        return _complete(out, scan, recipe, options, records, command)
+
+
+def _plan(scan: Scan, recipe: Recipe) -> Record:
+    """What decides the bytes of the store, as plain data."""
+    names = [[c.id, c.label, c.captions, c.group, len(c.paths), c.fps] for c in scan.clips]
+    specs = [asdict(c.synthetic) for c in scan.clips if c.synthetic]
+    digest = hashlib.sha256(json.dumps([names, specs, scan.classes]).encode()).hexdigest()
+    plain = json.loads(json.dumps(asdict(recipe)))
+    return {"schema": SCHEMA, "recipe": plain, "num_clips": len(scan.clips), "clips_sha256": digest}
+
+
+@contextmanager
+def _claimed(out: Path, plan: Record) -> Iterator[None]:
+    """Hold the store for this process; refuse a folder that is not this plan's store."""
+    path = out / PLAN
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file", hint="--out names a folder")
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in plan if found.get(key) != plan[key]]
+        if changed:
+            raise ConfigError(
+                f"{out} was begun with other settings: {_difference(found, plan, changed[0])}",
+                hint="give another --out, or delete that store first",
+            )
+    elif out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty and holds no store", hint="give another --out")
+    (out / SHARDS).mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        write_json(path, plan, indent=1)
+    with path.open("r+b") as file:
+        _lock(file.fileno(), out)
+        yield
+
+
+def _difference(found: Record, plan: Record, key: str) -> str:
+    if key == "clips_sha256":
+        return "the list of clips has changed"
+    if key != "recipe":
+        return f"{key} was {found.get(key)}, is {plan[key]}"
+    old, new = found.get(key, {}), plan[key]
+    return ", ".join(f"{k} was {old.get(k)}, is {new[k]}" for k in new if old.get(k) != new[k])
+
+
+def _lock(descriptor: int, out: Path) -> None:
+    """One preparation per store at a time, where the system has file locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"another process is preparing {out}", hint="wait for it, or stop it") from None
+    except OSError:  # a file system without locks
+        logger.warning("%s: this file system has no locks; do not prepare one store twice at once", out)
+
+
+class _Work:
+    """The running preparation: threads, children, and the count of what is done."""
+
+    def __init__(
+        self, out: Path, scan: Scan, recipe: Recipe, options: PrepareOptions, on_progress: Callable[[Progress], None]
+    ) -> None:
+        self._out = out
+        self._recipe = recipe
+        self._deadline = options.deadline
+        self._workers = options.workers or available_cores()
+        self._labels = {name: i for i, name in enumerate(scan.classes)}
+        self._report = on_progress
+        self._total = len(scan.clips) + len(scan.problems)
+        self._kept = self._frames = self._resumed = 0
+        self._bad = len(scan.problems)
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+
+    def run(self, shards: list[tuple[SourceClip, ...]]) -> None:
+        """Make every shard that is not finished."""
+        pending = []
+        for number, clips in enumerate(shards):
+            record = read_shard_record(self._out, number)
+            if record is None:
+                pending.append((number, clips))
+            else:
+                self._resumed += len(clips)
+                self._kept += len(record["clips"])
+                self._bad += len(record["quarantine"])
+                self._frames += sum(clip["num_frames"] for clip in record["clips"])
+        self._count()
+        children: queue.SimpleQueue[IsolatedWorker] = queue.SimpleQueue()
+        crew = [IsolatedWorker(CHILD_ENVIRONMENT) for _ in range(min(self._workers, len(pending)))]
+        for child in crew:
+            children.put(child)
+        if crew:
+            self._share_out(pending, crew, children)
+
+    def _share_out(
+        self,
+        pending: list[tuple[int, tuple[SourceClip, ...]]],
+        crew: list[IsolatedWorker],
+        children: queue.SimpleQueue[IsolatedWorker],
+    ) -> None:
+        with ThreadPoolExecutor(len(crew)) as pool:
+            try:
+                tasks = [pool.submit(self._make_shard, number, clips, children) for number, clips in pending]
+                done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
+                for task in done:
+                    task.result()
+            finally:  # also on Ctrl-C: kill the children, so that the threads come back
+                self._stopping.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                for child in crew:
+                    child.close()
+
+    def _make_shard(
+        self, number: int, clips: tuple[SourceClip, ...], children: queue.SimpleQueue[IsolatedWorker]
+    ) -> None:
+        child = children.get()
+        try:
+            builder = ShardBuilder(self._out, number, self._recipe)
+            for clip in clips:
+                if self._stopping.is_set():
+                    return
+                self._make_clip(builder, clip, child)
+            builder.finish()
+        finally:
+            children.put(child)
+
+    def _make_clip(self, builder: ShardBuilder, clip: SourceClip, child: IsolatedWorker) -> None:
+        try:
+            result = child.call(prepare_clip, self._deadline, builder.job(clip))
+        except CorruptVideo as error:
+            problem = Problem(clip.id, error.reason, str(error))
+        except DeadlineExceeded:
+            problem = Problem(clip.id, "timeout", f"not decoded within {self._deadline:g} s")
+        except ChildDied as error:
+            if self._stopping.is_set():
+                return
+            problem = Problem(clip.id, "crashed", f"the decoder died: {error}")
+        else:
+            builder.add(clip, result, None if clip.label is None else self._labels[clip.label])
+            self._count(kept=1, frames=result.num_frames)
+            return
+        logger.warning("%s: %s", problem.path, problem.reason)
+        builder.refuse(problem)
+        self._count(bad=1)
+
+    def _count(self, kept: int = 0, bad: int = 0, frames: int = 0) -> None:
+        with self._lock:
+            self._kept += kept
+            self._bad += bad
+            self._frames += frames
+            done = self._kept + self._bad
+            self._report(Progress(done, self._total, self._kept, self._bad, self._frames, self._resumed))
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    with suppress(AttributeError):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _complete(
+    out: Path, scan: Scan, recipe: Recipe, options: PrepareOptions, records: list[Record], command: str
+) -> Summary:
+    """Write quarantine, index and, if enough clips are good, `store.json`, which makes the store readable."""
+    quarantine = [{"path": p.path, "reason": p.reason, "detail": p.detail} for p in scan.problems]
+    quarantine += [problem for record in records for problem in record["quarantine"]]
+    write_text(out / QUARANTINE, _lines(quarantine))
+    clips = [clip for record in records for clip in record["clips"]]
+    reasons = dict(Counter(problem["reason"] for problem in quarantine).most_common())
+    _check_enough(out, len(clips), reasons, options.max_bad)
+    index = _lines(clips)
+    write_text(out / INDEX, index)
+    about = _describe(scan, recipe, records, command)
+    about["num_quarantined"] = len(quarantine)
+    about["fingerprint"] = store_fingerprint(about, index)
+    write_json(out / STORE_FILE, about, indent=1)
+    num_bytes = sum(size for record in records for size in record["files"].values())
+    return Summary(out, len(clips), about["num_frames"], reasons, num_bytes, about["fingerprint"])
+
+
+def _describe(scan: Scan, recipe: Recipe, records: list[Record], command: str) -> dict[str, Any]:
+    clips = [clip for record in records for clip in record["clips"]]
+    return {
+        "format": "hpdm-store",
+        "schema": SCHEMA,
+        "made_by": f"hpdm {__version__}",
+        "command": command,
+        "source": scan.kind,
+        "codec": recipe.codec,
+        "sizes": [list(size) for size in recipe.sizes],
+        "resize": {"fit": recipe.fit, "filter": "lanczos", "pyramid": "2x2 mean"},
+        "max_frames": recipe.max_frames,
+        "classes": list(scan.classes),
+        "num_clips": len(clips),
+        "num_frames": sum(clip["num_frames"] for clip in clips),
+        "shards": [record["files"] for record in records],
+    }
+
+
+def _check_enough(out: Path, kept: int, reasons: dict[str, int], max_bad: MaxBad) -> None:
+    bad = sum(reasons.values())
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    where = out / QUARANTINE
+    if kept == 0:
+        raise DataError(f"no usable clip: all {bad} failed ({counts})", hint=f"reasons are in {where}")
+    if not max_bad.allows(bad, kept + bad):
+        raise DataError(
+            f"{bad} of {kept + bad} clips could not be used ({counts})",
+            hint=f"see {where}; to accept that, run the same command with --max-bad {bad} (finished work is kept)",
+        )
+
+
+def _lines(records: list[Record]) -> str:
+    return "".join(json.dumps(record, sort_keys=True) + "\n" for record in records)

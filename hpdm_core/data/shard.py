@@ -1,0 +1,131 @@
+"""Building one shard: data files that grow clip by clip, then a record that marks the shard finished.
+
+Layout of a store:
+
+    store.json            what it is; written last, so that a store that opens is complete
+    plan.json             what is being prepared; guards against continuing with other settings
+    index.jsonl           one line per clip
+    quarantine.jsonl      one line per clip that could not be used
+    shards/00000.json     record of a finished shard: its clips, its quarantine, its files' sizes
+    shards/00000-128x128.npy
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpdm_core.data.clip import ClipJob, ClipResult, Recipe
+from hpdm_core.data.codecs import data_file, file_header, offsets_file
+from hpdm_core.data.sources.base import Problem, SourceClip
+
+SHARDS = "shards"
+CLIPS_PER_SHARD = 16
+
+Record = dict[str, Any]
+
+
+def shard_name(number: int) -> str:
+    """`00007`; shards are numbered in the order of the plan."""
+    return f"{number:05d}"
+
+
+def read_shard_record(store: Path, number: int) -> Record | None:
+    """The record of a finished shard, or None."""
+    path = store / SHARDS / f"{shard_name(number)}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
+    """Write JSON so that a reader sees all of it or the old file."""
+    write_text(path, json.dumps(value, indent=indent, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically and durably."""
+    partial = path.with_name(path.name + ".tmp")
+    with partial.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+class ShardBuilder:
+    """One unfinished shard. Starting it discards what an interrupted run left of it."""
+
+    def __init__(self, store: Path, number: int, recipe: Recipe) -> None:
+        self._folder = store / SHARDS
+        self._name = shard_name(number)
+        self._number = number
+        self._recipe = recipe
+        self._partial = [self._folder / (name + ".tmp") for name in self._data_names()]
+        self._offsets = []
+        for path, size in zip(self._partial, recipe.sizes, strict=True):
+            header = file_header(0, size, recipe.codec)
+            path.write_bytes(header)
+            self._offsets.append(len(header))
+        self._frame_bytes: list[list[int]] = [[] for _ in recipe.sizes]
+        self._clips: list[Record] = []
+        self._problems: list[Record] = []
+        self._num_frames = 0
+
+    def _data_names(self) -> list[str]:
+        return [data_file(self._name, size, self._recipe.codec) for size in self._recipe.sizes]
+
+    def job(self, clip: SourceClip) -> ClipJob:
+        """The job that appends `clip` behind the clips added so far."""
+        return ClipJob(clip, self._recipe, tuple(self._partial), tuple(self._offsets))
+
+    def add(self, clip: SourceClip, result: ClipResult, label: int | None) -> None:
+        """Take a clip that its job has written."""
+        self._clips.append(
+            {
+                "id": clip.id,
+                "shard": self._number,
+                "first_frame": self._num_frames,
+                "num_frames": result.num_frames,
+                "fps": result.fps,
+                "label": label,
+                "captions": list(result.captions),
+                "group": clip.group,
+                "width": result.width,
+                "height": result.height,
+                "sha256": result.sha256,
+                "decoder": result.decoder,
+                "notes": list(result.notes),
+                "crc32": list(result.crc32),
+            }
+        )
+        self._num_frames += result.num_frames
+        for i, lengths in enumerate(result.frame_bytes):
+            self._offsets[i] += sum(lengths)
+            self._frame_bytes[i].extend(lengths)
+
+    def refuse(self, problem: Problem) -> None:
+        """Note a clip that could not be prepared; what its job wrote is overwritten."""
+        self._problems.append({"path": problem.path, "reason": problem.reason, "detail": problem.detail})
+
+    def finish(self) -> Record:
+        """Complete the files, move them in place, and write the record that marks the shard finished."""
+        sizes: dict[str, int] = {}
+        for i, (path, size) in enumerate(zip(self._partial, self._recipe.sizes, strict=True)):
+            with path.open("r+b") as file:
+                file.truncate(self._offsets[i])
+                file.write(file_header(self._num_frames, size, self._recipe.codec))
+                file.flush()
+                os.fsync(file.fileno())
+            final = path.with_suffix("")
+            path.replace(final)
+            sizes[final.name] = final.stat().st_size
+            if self._recipe.codec == "jpeg":
+                offsets = self._folder / offsets_file(self._name, size)
+                np.save(offsets, np.cumsum([0, *self._frame_bytes[i]], dtype=np.int64))
+                sizes[offsets.name] = offsets.stat().st_size
+        record = {"clips": self._clips, "quarantine": self._problems, "files": sizes}
+        write_json(self._folder / f"{self._name}.json", record)
+        return record

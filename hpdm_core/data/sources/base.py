@@ -1,0 +1,131 @@
+"""What every source yields, and the options that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from hpdm_core.errors import ConfigError
+from hpdm_core.rng import numpy_stream
+
+SourceKind = Literal["auto", "ucf101", "folder", "frames", "csv", "jsonl", "synthetic"]
+Split = Literal["train", "test", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticSpec:
+    """A procedural clip: arguments of `synthetic.render_clip`, less the size."""
+
+    seed: int
+    index: int
+    frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceClip:
+    """One clip to prepare.
+
+    `id` is unique in its source and never absolute. `paths` is one video file, or the image files of the clip in
+    order, or empty for a procedural clip. `group` names what must not be divided between training and
+    test (one original video). `fps` is known beforehand only where no container will say it.
+    """
+
+    id: str
+    paths: tuple[Path, ...]
+    label: str | None = None
+    captions: tuple[str, ...] = ()
+    group: str = ""
+    is_images: bool = False
+    synthetic: SyntheticSpec | None = None
+    fps: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A clip that cannot be used: `path` as the user knows it, `reason` a short word for counting."""
+
+    path: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a source found. `classes` are all its label names, before any split, so that train and test agree."""
+
+    kind: str
+    clips: tuple[SourceClip, ...]
+    classes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Everything that says which clips to take. Unused fields are ignored by other kinds of source.
+
+    `lists` holds UCF-101's official split files; `test_fraction` splits any source by group instead.
+    """
+
+    kind: SourceKind = "auto"
+    path: Path | None = None
+    split: Split = "all"
+    split_index: int = 1
+    lists: Path | None = None
+    test_fraction: float = 0.0
+    path_column: str | None = None
+    caption_column: str | None = None
+    label_column: str | None = None
+    fps: float | None = None
+    num_clips: int = 100
+    num_frames: int = 24
+    seed: int = 0
+
+    def folder(self) -> Path:
+        """The source directory; ConfigError where there is none."""
+        if self.path is None:
+            raise ConfigError("no source given", hint="name a folder or table of videos, or use --source synthetic")
+        if not self.path.exists():
+            raise ConfigError(f"{self.path} does not exist", hint="check the path of the source")
+        return self.path
+
+
+def class_names(labels: Sequence[str | None]) -> tuple[str, ...]:
+    """The distinct labels in order; labels that are all integers are ordered as numbers."""
+    distinct = {label for label in labels if label is not None}
+    if all(label.isdecimal() for label in distinct):
+        return tuple(sorted(distinct, key=int))
+    return tuple(sorted(distinct))
+
+
+def split_by_group(scan: Scan, split: Split, test_fraction: float) -> Scan:
+    """Keep the training or test part of a scan, decided per group by a hash of its name alone."""
+    if split == "all":
+        return scan
+    if not 0 < test_fraction < 1:
+        raise ConfigError(
+            f"--split {split} needs to know how this source is divided",
+            hint="give --test-fraction 0.1 (by group), or --lists DIR with UCF-101's official lists",
+        )
+    kept = tuple(c for c in scan.clips if _is_test(c.group or c.id, test_fraction) == (split == "test"))
+    note = f"{split} part of a {test_fraction:g} test split by group: {len(kept)} of {len(scan.clips)} clips"
+    return replace(scan, clips=kept, notes=(*scan.notes, note))
+
+
+def _is_test(group: str, test_fraction: float) -> bool:
+    return bool(numpy_stream(0, f"data/split/{group}").random() < test_fraction)
+
+
+@dataclass
+class Problems:
+    """Collects problems met while listing."""
+
+    root: Path
+    found: list[Problem] = field(default_factory=list)
+
+    def add(self, path: Path, reason: str, detail: str = "") -> None:
+        """Record `path`, relative to the root where it lies inside."""
+        name = path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+        self.found.append(Problem(name, reason, detail))

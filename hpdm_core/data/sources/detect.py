@@ -1,0 +1,93 @@
+"""From options to a scan: pick the source by name, or by looking where that is obvious."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hpdm_core.data import synthetic
+from hpdm_core.data.sources.base import Problems, Scan, SourceClip, SourceOptions, SyntheticSpec, split_by_group
+from hpdm_core.data.sources.folders import UCF_NAME, scan_folder, scan_frames, scan_ucf101
+from hpdm_core.data.sources.tables import scan_table
+from hpdm_core.data.sources.walk import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_files
+from hpdm_core.errors import ConfigError, DataError
+
+TABLE_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+
+
+def scan_source(options: SourceOptions) -> Scan:
+    """List the clips that `options` ask for; DataError where there are none."""
+    kind = detect_kind(options) if options.kind == "auto" else options.kind
+    if kind in ("csv", "jsonl") and options.folder().is_dir():
+        raise ConfigError(f"{options.path} is a folder, not a {kind} table", hint="name the table file itself")
+    scan = SCANNERS[kind](options)
+    if not scan.clips and not scan.problems:
+        what = {"frames": "images", "synthetic": "clips"}.get(kind, "videos")
+        raise DataError(
+            f"no {what} found in {options.path}",
+            hint=f"--source {kind} looks for {', '.join(sorted(_suffixes(kind)))}" if _suffixes(kind) else "",
+        )
+    return scan
+
+
+def detect_kind(options: SourceOptions) -> str:
+    """The kind of source at `options.path`; ConfigError names what was seen where it is not obvious."""
+    path = options.folder()
+    suffix = path.suffix.lower()
+    if path.is_file():
+        if suffix in TABLE_SUFFIXES:
+            return TABLE_SUFFIXES[suffix]
+        if suffix in VIDEO_SUFFIXES:
+            return "folder"
+        if suffix in IMAGE_SUFFIXES:
+            return "frames"
+        raise ConfigError(f"cannot tell what {path} is", hint="say so with --source csv|jsonl|folder")
+    return _detect_folder(path)
+
+
+def _detect_folder(path: Path) -> str:
+    listing = list_files(path, Problems(path))
+    num_videos, num_images = len(listing.videos), len(listing.images)
+    num_ucf = sum(1 for v in listing.videos if UCF_NAME.match(v.name) and v.parent != path)
+    if num_ucf > num_videos / 2:
+        return "ucf101"
+    if num_videos and not num_images:
+        return "folder"
+    if num_images and not num_videos:
+        return "frames"
+    raise ConfigError(
+        f"cannot tell what kind of source {path} is: {num_videos} videos, {num_images} images, "
+        f"{listing.others} other files",
+        hint="say so with --source folder (videos) or --source frames (images)",
+    )
+
+
+def scan_synthetic(options: SourceOptions) -> Scan:
+    """Procedural clips `0 … num_clips - 1` of the stream `seed`; their captions come with the pixels."""
+    clips = tuple(
+        SourceClip(
+            id=f"synthetic/{options.seed}/{index:06d}",
+            paths=(),
+            label=synthetic.CLASSES[index % len(synthetic.CLASSES)],
+            group=f"{index:06d}",
+            synthetic=SyntheticSpec(options.seed, index, options.num_frames),
+            fps=synthetic.FPS,
+        )
+        for index in range(options.num_clips)
+    )
+    scan = Scan("synthetic", clips, synthetic.CLASSES)
+    return split_by_group(scan, options.split, options.test_fraction)
+
+
+def _suffixes(kind: str) -> frozenset[str]:
+    return {"folder": VIDEO_SUFFIXES, "ucf101": VIDEO_SUFFIXES, "frames": IMAGE_SUFFIXES}.get(kind, frozenset())
+
+
+SCANNERS: dict[str, Callable[[SourceOptions], Scan]] = {
+    "ucf101": scan_ucf101,
+    "folder": scan_folder,
+    "frames": scan_frames,
+    "csv": scan_table,
+    "jsonl": scan_table,
+    "synthetic": scan_synthetic,
+}

@@ -1,0 +1,122 @@
+"""Sources that are tables: CSV (or TSV) and JSON-lines files that name videos and describe them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hpdm_core.data.sources.base import Scan, SourceClip, SourceOptions, class_names, split_by_group
+from hpdm_core.data.sources.walk import IMAGE_SUFFIXES, natural_order
+from hpdm_core.errors import ConfigError, DataError
+
+PATH_COLUMNS = ("path", "video", "video_path", "file", "filename", "file_name", "videoid")
+CAPTION_COLUMNS = ("caption", "captions", "text", "name", "prompt", "description", "sentence")
+LABEL_COLUMNS = ("label", "class", "cls", "category")
+
+Row = Mapping[str, Any]
+
+
+def scan_table(options: SourceOptions) -> Scan:
+    """Rows of a table as clips; paths are relative to the table. Rows that repeat a path add captions to it."""
+    table = options.folder()
+    kind = "jsonl" if table.suffix.lower() in (".jsonl", ".ndjson") else "csv"
+    rows = list(_read_jsonl(table) if kind == "jsonl" else _read_csv(table))
+    if not rows:
+        raise DataError(f"{table} has no rows", hint="a table needs a header line and one row per clip")
+    path_column = _column(options.path_column, PATH_COLUMNS, rows[0], table, "path")
+    if path_column is None:
+        raise ConfigError(
+            f"{table}: no column for the video's path among {', '.join(rows[0])}",
+            hint="name it with --path-column",
+        )
+    caption_column = _column(options.caption_column, CAPTION_COLUMNS, rows[0], table, "caption")
+    label_column = _column(options.label_column, LABEL_COLUMNS, rows[0], table, "label")
+    clips: dict[str, SourceClip] = {}
+    for number, row in enumerate(rows, start=1):
+        clip = _clip(row, table, number, path_column, caption_column, label_column, options.fps)
+        clips[clip.id] = _merge(clips[clip.id], clip, table) if clip.id in clips else clip
+    ordered = tuple(clips[name] for name in sorted(clips))
+    notes = (f"columns: path={path_column}, caption={caption_column}, label={label_column}",)
+    if len(ordered) < len(rows):
+        notes += (f"{len(rows)} rows name {len(ordered)} clips; repeated rows add captions",)
+    scan = Scan(kind, ordered, class_names([c.label for c in ordered]), (), notes)
+    return split_by_group(scan, options.split, options.test_fraction)
+
+
+def _read_csv(table: Path) -> Iterator[Row]:
+    delimiter = "\t" if table.suffix.lower() == ".tsv" else ","
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        yield from csv.DictReader(file, delimiter=delimiter)
+
+
+def _read_jsonl(table: Path) -> Iterator[Row]:
+    with table.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{table}, line {number}: not JSON: {error.msg}") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{table}, line {number}: expected a JSON object")
+            yield row
+
+
+def _column(asked: str | None, usual: tuple[str, ...], row: Row, table: Path, what: str) -> str | None:
+    """The column to read: the one asked for, which must exist, or the first usual name that does."""
+    if asked is not None:
+        if asked not in row:
+            raise ConfigError(
+                f"{table} has no column {asked!r} (--{what}-column)", hint=f"its columns: {', '.join(map(str, row))}"
+            )
+        return asked
+    lowered = {str(name).lower(): name for name in row}
+    return next((lowered[name] for name in usual if name in lowered), None)
+
+
+def _clip(
+    row: Row,
+    table: Path,
+    number: int,
+    path_column: str,
+    caption_column: str | None,
+    label_column: str | None,
+    fps: float | None,
+) -> SourceClip:
+    name = str(row.get(path_column) or "").strip()
+    if not name:
+        raise DataError(f"{table}, row {number}: empty {path_column}")
+    path = table.parent / name
+    images: tuple[Path, ...] = ()
+    if path.is_dir():
+        images = tuple(natural_order(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES))
+    elif path.suffix.lower() in IMAGE_SUFFIXES:
+        images = (path,)
+    raw_label = row.get(label_column) if label_column else None
+    label = None if raw_label is None or str(raw_label).strip() == "" else str(raw_label).strip()
+    return SourceClip(
+        id=Path(name).as_posix(),
+        paths=images or (path,),
+        label=label,
+        captions=_captions(row.get(caption_column) if caption_column else None),
+        group=Path(name).as_posix(),
+        is_images=bool(images),
+        fps=fps if images else None,
+    )
+
+
+def _captions(value: Any) -> tuple[str, ...]:
+    values = value if isinstance(value, list) else [value]
+    return tuple(str(v).strip() for v in values if v is not None and str(v).strip())
+
+
+def _merge(first: SourceClip, second: SourceClip, table: Path) -> SourceClip:
+    if first.label != second.label:
+        raise DataError(f"{table}: {first.id} is labelled both {first.label!r} and {second.label!r}")
+    captions = dict.fromkeys((*first.captions, *second.captions))
+    return replace(first, captions=tuple(captions))

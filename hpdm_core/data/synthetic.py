@@ -1,0 +1,280 @@
+"""Procedural clips of moving, textured shapes, with labels and captions, from a seed and an index.
+
+They need no files, so that tests, benchmarks and the demo have data whose content is known. Shapes
+are signed distance functions evaluated at true sub-pixel positions: edges are antialiased and motion is
+as smooth as the frame rate allows, at any frame size.
+
+Lengths are in units of the shorter frame side unless a name says pixels.
+Shapes: T frames, H W pixels, N points of a crop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpdm_core.rng import numpy_stream
+
+Array = np.ndarray
+
+SHAPES = ("circle", "square", "triangle", "star", "ring")
+MOTIONS = ("sliding", "orbiting")
+CLASSES = tuple(f"{shape} {motion}" for shape in SHAPES for motion in MOTIONS)
+FPS = 12.0
+
+COLOURS = {
+    "red": (0.89, 0.22, 0.21),
+    "orange": (0.97, 0.55, 0.15),
+    "yellow": (0.98, 0.83, 0.25),
+    "green": (0.25, 0.68, 0.38),
+    "teal": (0.11, 0.62, 0.64),
+    "blue": (0.20, 0.42, 0.86),
+    "purple": (0.55, 0.31, 0.76),
+    "pink": (0.95, 0.49, 0.66),
+    "white": (0.95, 0.95, 0.93),
+}
+BACKGROUND_COLOURS = {
+    "navy": (0.08, 0.12, 0.27),
+    "grey": (0.42, 0.45, 0.48),
+    "sand": (0.85, 0.77, 0.62),
+    "olive": (0.34, 0.38, 0.20),
+    "brown": (0.36, 0.24, 0.18),
+    "sky blue": (0.55, 0.74, 0.90),
+}
+TEXTURES = ("plain", "striped", "checkered", "dotted")
+BACKGROUNDS = ("gradient", "cloudy", "tiled", "wavy")
+DIRECTIONS = {"right": 0.0, "down": 0.5 * np.pi, "left": np.pi, "up": 1.5 * np.pi}
+SIZES = {"small": (0.11, 0.14), "medium": (0.15, 0.19), "large": (0.21, 0.26)}
+CAMERAS = ("still", "still", "left", "right")
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticInfo:
+    """What a synthetic clip shows. `label` indexes CLASSES."""
+
+    label: int
+    caption: str
+    fps: float = FPS
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """One moving shape; `texture_scale` is stripes per unit."""
+
+    shape: str
+    colour: tuple[float, float, float]
+    texture: str
+    texture_scale: float
+    radius: float
+    angle: float
+    spin: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Background:
+    kind: str
+    colour: tuple[float, float, float]
+    angle: float
+    scale: float
+    phases: tuple[float, ...]
+    pan: float
+
+
+def render_clip(seed: int, index: int, frames: int, size: tuple[int, int]) -> tuple[Array, SyntheticInfo]:
+    """Render clip `index` of the stream `seed`: uint8 `[T, H, W, 3]` and what it shows.
+
+    The same arguments give the same bytes. Clip `index` has class `index % len(CLASSES)`.
+    """
+    rng = numpy_stream(seed, "synthetic", index)
+    label = index % len(CLASSES)
+    shape, motion = CLASSES[label].split()
+    thing, words = _draw_object(rng, shape)
+    background, scenery = _draw_background(rng)
+    centres_T2, direction = _draw_path(rng, motion, thing.radius, frames, size)
+    video = np.empty((frames, *size, 3), dtype=np.uint8)
+    still = _paint_background(background, 0.0, size) if background.pan == 0.0 else None
+    for i in range(frames):
+        canvas = _paint_background(background, background.pan * i, size) if still is None else still.copy()
+        _paint_object(canvas, thing, centres_T2[i], thing.angle + thing.spin * i)
+        video[i] = np.clip(canvas * 255.0 + 0.5, 0, 255).astype(np.uint8)
+    return video, SyntheticInfo(label, f"{words} {motion} {direction} over {scenery}")
+
+
+def _draw_object(rng: np.random.Generator, shape: str) -> tuple[_Object, str]:
+    size_word = str(rng.choice(list(SIZES)))
+    colour = str(rng.choice(list(COLOURS)))
+    texture = str(rng.choice(TEXTURES))
+    radius = float(rng.uniform(*SIZES[size_word]))
+    thing = _Object(
+        shape=shape,
+        colour=COLOURS[colour],
+        texture=texture,
+        texture_scale=float(rng.uniform(1.1, 1.7)) / radius,
+        radius=radius,
+        angle=float(rng.uniform(0, 2 * np.pi)),
+        spin=float(rng.choice((-1, 1)) * rng.uniform(0.0, 0.06)),
+    )
+    words = [size_word, colour] + ([] if texture == "plain" else [texture]) + [shape]
+    return thing, "a " + " ".join(words)
+
+
+def _draw_background(rng: np.random.Generator) -> tuple[_Background, str]:
+    kind = str(rng.choice(BACKGROUNDS))
+    colour = str(rng.choice(list(BACKGROUND_COLOURS)))
+    camera = str(rng.choice(CAMERAS))
+    speed = float(rng.uniform(0.004, 0.012))
+    background = _Background(
+        kind=kind,
+        colour=BACKGROUND_COLOURS[colour],
+        angle=float(rng.uniform(0, 2 * np.pi)),
+        scale=float(rng.uniform(2.5, 4.5)),
+        phases=tuple(float(p) for p in rng.uniform(0, 2 * np.pi, 4)),
+        pan={"still": 0.0, "left": -speed, "right": speed}[camera],
+    )
+    pan = "" if camera == "still" else f", camera panning {camera}"
+    return background, f"a {kind} {colour} background{pan}"
+
+
+def _draw_path(
+    rng: np.random.Generator, motion: str, radius: float, frames: int, size: tuple[int, int]
+) -> tuple[Array, str]:
+    """Centres `[T, 2]` as (y, x), and the words for the direction. The shape stays inside the frame."""
+    extent = np.array(size) / min(size)
+    times = np.arange(frames) - (frames - 1) / 2
+    reach = extent / 2 - radius - 0.02
+    jitter = rng.uniform(-0.7, 0.7, 2)
+    if motion == "orbiting":
+        clockwise = bool(rng.integers(2))
+        turn = (1 if clockwise else -1) * rng.uniform(0.10, 0.20) * times + rng.uniform(0, 2 * np.pi)
+        orbit = min(reach) * rng.uniform(0.6, 1.0)
+        offsets = orbit * np.stack([np.sin(turn), np.cos(turn)], axis=1)
+        return extent / 2 + offsets, "clockwise" if clockwise else "anticlockwise"
+    word = str(rng.choice(list(DIRECTIONS)))
+    along = np.array([np.sin(DIRECTIONS[word]), np.cos(DIRECTIONS[word])]).round(6)
+    room = float(abs(along) @ reach)
+    speed = min(rng.uniform(0.012, 0.03), 2 * room / max(frames - 1, 1))
+    slack = room - speed * (frames - 1) / 2
+    middle = extent / 2 + jitter * (reach * (1 - abs(along)) + slack * abs(along))
+    return middle + np.outer(times * speed, along), word
+
+
+def _paint_background(background: _Background, pan: float, size: tuple[int, int]) -> Array:
+    """The backdrop seen by a camera that has moved `pan` to the right: float32 `[H, W, 3]` in [0, 1]."""
+    unit = min(size)
+    y = ((np.arange(size[0], dtype=np.float32) + 0.5) / unit)[:, None]
+    x = ((np.arange(size[1], dtype=np.float32) + 0.5) / unit + pan)[None, :]
+    shade = _BACKDROPS[background.kind](background, y, x, unit)
+    base = np.array(background.colour, dtype=np.float32)
+    return np.clip(base * (0.78 + 0.44 * shade[..., None]), 0, 1, dtype=np.float32)
+
+
+def _gradient(background: _Background, y: Array, x: Array, unit: int) -> Array:
+    slope = np.cos(background.angle) * (x - 0.5) + np.sin(background.angle) * (y - 0.5)
+    return 0.5 + 0.5 * np.sin(1.6 * slope + background.phases[0])
+
+
+def _cloudy(background: _Background, y: Array, x: Array, unit: int) -> Array:
+    k, (a, b, c, d) = 2.1 * background.scale, background.phases
+    rows, columns = np.sin(0.9 * k * y + a), np.cos(0.8 * k * x + b)
+    return 0.5 + 0.25 * (np.sin(k * x + 1.7 * rows + c) + np.sin(1.3 * k * y + 1.9 * columns + d))
+
+
+def _tiled(background: _Background, y: Array, x: Array, unit: int) -> Array:
+    k = np.pi * background.scale
+    sharp = unit / k
+    across = np.clip(np.sin(k * x + background.phases[0]) * sharp, -1, 1)
+    down = np.clip(np.sin(k * y + background.phases[1]) * sharp, -1, 1)
+    return 0.5 + 0.35 * across * down
+
+
+def _wavy(background: _Background, y: Array, x: Array, unit: int) -> Array:
+    bend = 0.08 * np.sin(2 * np.pi * x * 1.3 + background.phases[0])
+    return 0.5 + 0.45 * np.sin(2 * np.pi * background.scale * (y + bend) + background.phases[1])
+
+
+_BACKDROPS: dict[str, Callable[[_Background, Array, Array, int], Array]] = {
+    "gradient": _gradient,
+    "cloudy": _cloudy,
+    "tiled": _tiled,
+    "wavy": _wavy,
+}
+
+
+def _paint_object(canvas: Array, thing: _Object, centre: Array, angle: float) -> None:
+    """Blend the shape and its soft shadow into `canvas` in place; only their bounding box is touched."""
+    unit = min(canvas.shape[:2])
+    margin = 1.25 * thing.radius + 0.09
+    top, left = np.maximum(np.floor((centre - margin) * unit).astype(int), 0)
+    bottom, right = np.minimum(np.ceil((centre + margin) * unit).astype(int), canvas.shape[:2])
+    if bottom <= top or right <= left:
+        return
+    y = ((np.arange(top, bottom, dtype=np.float32) + 0.5) / unit - np.float32(centre[0]))[:, None]
+    x = ((np.arange(left, right, dtype=np.float32) + 0.5) / unit - np.float32(centre[1]))[None, :]
+    box = canvas[top:bottom, left:right]
+    shadow = np.clip(0.5 - _distance(thing, y - 0.035, x - 0.025, angle) / 0.07, 0, 1)
+    box *= 1 - 0.4 * shadow[..., None]
+    coverage = np.clip(0.5 - _distance(thing, y, x, angle) * unit, 0, 1)[..., None]
+    box += coverage * (_surface(thing, y, x, angle, unit) - box)
+
+
+def _rotate(y: Array, x: Array, angle: float) -> tuple[Array, Array]:
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    return cos * y - sin * x, sin * y + cos * x
+
+
+def _distance(thing: _Object, y: Array, x: Array, angle: float) -> Array:
+    """Signed distance to the outline (negative inside), exact near the edge."""
+    radius = thing.radius
+    if thing.shape == "circle":
+        return np.hypot(y, x) - radius
+    if thing.shape == "ring":
+        return np.abs(np.hypot(y, x) - 0.72 * radius) - 0.28 * radius
+    v, u = _rotate(y, x, angle)
+    if thing.shape == "square":
+        side = 0.76 * radius
+        outside = np.hypot(np.maximum(np.abs(v) - side, 0), np.maximum(np.abs(u) - side, 0))
+        return outside + np.minimum(np.maximum(np.abs(v), np.abs(u)) - side, 0) - 0.12 * radius
+    if thing.shape == "triangle":
+        return _polygon(v, u, 3, 0.52 * radius)
+    return _star(v, u, radius)
+
+
+def _polygon(v: Array, u: Array, sides: int, apothem: float) -> Array:
+    """Regular polygon as the largest of its half-plane distances."""
+    turns = 2 * np.pi * np.arange(sides) / sides
+    planes = [np.float32(np.cos(t)) * v + np.float32(np.sin(t)) * u for t in turns]
+    return np.maximum.reduce(planes) - np.float32(apothem)
+
+
+def _star(v: Array, u: Array, radius: float) -> Array:
+    """Five points: each point is folded onto one edge of the outline, by symmetry."""
+    fold = np.pi / 5
+    bearing = np.arctan2(v, u)
+    around = np.abs(np.mod(bearing + fold, 2 * fold) - fold)
+    length = np.hypot(v, u)
+    inner = 0.5 * radius
+    edge = np.array([inner * np.cos(fold) - radius, inner * np.sin(fold)])
+    normal = np.array([edge[1], -edge[0]]) / np.hypot(*edge)
+    return np.float32(normal[0]) * (length * np.cos(around) - radius) + np.float32(normal[1]) * length * np.sin(around)
+
+
+def _surface(thing: _Object, y: Array, x: Array, angle: float, unit: int) -> Array:
+    """The shape's own colour at each point, lit from the upper left: `[N, N, 3]`."""
+    v, u = _rotate(y, x, angle)
+    k = np.pi * thing.texture_scale
+    sharp = unit / k
+    if thing.texture == "plain":
+        pattern = np.zeros_like(v)
+    elif thing.texture == "striped":
+        pattern = np.clip(np.sin(2 * k * u) * sharp / 2, -1, 1)
+    elif thing.texture == "checkered":
+        pattern = np.clip(np.sin(k * u) * sharp, -1, 1) * np.clip(np.sin(k * v) * sharp, -1, 1)
+    else:
+        pattern = np.clip((np.cos(2 * k * u) + np.cos(2 * k * v) - 0.9) * sharp / 3, -1, 1)
+    light = 1.0 - 0.22 * (y + x) / np.float32(thing.radius) * 0.5
+    base = np.array(thing.colour, dtype=np.float32)
+    other = base * 0.42 + 0.05
+    blend = (0.5 + 0.5 * pattern if thing.texture != "plain" else pattern)[..., None]
+    return np.clip((base + blend * (other - base)) * light[..., None], 0, 1)
