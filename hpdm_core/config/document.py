@@ -29,6 +29,7 @@ _FLOAT = re.compile(
     r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
 )
 _EXPONENT = re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$")
+_RARE_BREAKS = re.compile("[\\x85\\u2028\\u2029]")
 
 
 @dataclass
@@ -101,6 +102,14 @@ class _Dumper(yaml.SafeDumper):
         """Write equal objects twice instead of as anchor and alias."""
         return True
 
+    def represent_text(self, text: str) -> yaml.Node:
+        """Text; with rare line breaks in it escaped, since only quoted escapes survive reading."""
+        return self.represent_scalar(_TAG + "str", text, style='"' if _RARE_BREAKS.search(text) else None)
+
+    def represent_row(self, items: list[Any]) -> yaml.Node:
+        """A list on one line."""
+        return self.represent_sequence(_TAG + "seq", items, flow_style=True)
+
 
 _NUMERIC = list("-+.0123456789")
 _Loader.add_implicit_resolver(_TAG + "null", _NULL, ["~", "n", "N", ""])
@@ -109,9 +118,8 @@ _Loader.add_implicit_resolver(_TAG + "int", _INT, _NUMERIC)
 for _cls in (_Loader, _Dumper):
     _cls.add_implicit_resolver(_TAG + "float", _FLOAT, _NUMERIC)
     _cls.add_implicit_resolver(_BARE_EXPONENT, _EXPONENT, _NUMERIC)
-_Dumper.add_representer(
-    list, lambda dumper, items: dumper.represent_sequence(_TAG + "seq", items, flow_style=True)
-)
+_Dumper.add_representer(str, _Dumper.represent_text)
+_Dumper.add_representer(list, _Dumper.represent_row)
 
 
 class _Reader:

@@ -132,15 +132,16 @@ def nearest_key(schema: type[BaseModel], path: KeyPath) -> str:
     near = get_close_matches(last, siblings, n=1)
     every = {dotted(p): p for p in _all_keys(schema)}
     elsewhere = [name for name, p in every.items() if p[-1] == last]
-    if near:
+    if parent and not siblings:
+        suggestion = f"{dotted(parent)} takes a value, not keys"
+    elif near:
         suggestion = f"did you mean {dotted((*parent, near[0]))}?"
     elif elsewhere:
         suggestion = f"did you mean {elsewhere[0]}?"
     elif closest := get_close_matches(dotted(path), every, n=1, cutoff=0.8):
         suggestion = f"did you mean {closest[0]}?"
     else:
-        section = dotted(parent) or "the top"
-        suggestion = f"{section} knows {', '.join(siblings)}" if siblings else f"{section} has no keys"
+        suggestion = f"{dotted(parent) or 'the top'} knows {', '.join(siblings)}"
     return f"key {dotted(path)}: unknown key; {suggestion}"
 
 
