@@ -1,0 +1,203 @@
+"""`hpdm sample`: generate videos from a trained model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hpdm_cli import console
+from hpdm_cli.options import Device, DryRun, Frames, Res, Seeds, parse_seeds, parse_size
+from hpdm_core.errors import ConfigError, NoCheckpoint
+
+if TYPE_CHECKING:
+    from hpdm_core.families.generate import Sample
+    from hpdm_core.families.weights import LoadedModel
+    from hpdm_core.sampling.engine import Progress
+    from hpdm_core.sampling.stage import Outline
+
+FORMATS = ("mp4", "gif", "png", "npz")
+MANIFEST = "samples.json"
+
+
+def sample(
+    ckpt: Annotated[
+        Path | None, typer.Option("--ckpt", metavar="RUN|FILE", help="A run directory or weights file.")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Text to show; repeatable.")] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", metavar="NAME|all", help="Class to show; repeatable, or all.")
+    ] = None,
+    num: Annotated[int | None, typer.Option("--num", min=1, help="How many: seeds 0 to N - 1.")] = None,
+    seeds: Seeds = None,
+    res: Res = None,
+    frames: Frames = None,
+    level: Annotated[int | None, typer.Option("--level", min=0, help="Stop at this pyramid level.")] = None,
+    steps: Annotated[str | None, typer.Option("--steps", help="Steps per stage, e.g. 64 or 64,32,16.")] = None,
+    solver: Annotated[str | None, typer.Option("--solver", help="Solver per stage, e.g. heun,euler.")] = None,
+    overlap: Annotated[str | None, typer.Option("--overlap", help="none, spatial, time or full.")] = None,
+    window: Annotated[str | None, typer.Option("--window", help="Blending of tiles: uniform or smooth.")] = None,
+    guidance: Annotated[
+        str | None, typer.Option("--guidance", metavar="W", help="Guidance weight(s); 1 is none.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="fp32, tf32 or bf16.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the sample section.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Videos made at once; changes no pixel.")] = 1,
+    formats: Annotated[str, typer.Option("--format", help="Comma list of mp4, gif, png, npz.")] = "mp4,npz",
+    fps: Annotated[float, typer.Option("--fps", min=1.0, help="Frame rate of a full-length video.")] = 25.0,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the videos go.")] = Path("samples"),
+    device: Device = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Generate videos from a trained model.
+
+    Seed k always gives the same video, whatever is made beside it. Files are named by seed; those that
+    exist are kept, so an interrupted command continues where it stopped.
+    """
+    chosen_formats = _formats(formats)
+    if ckpt is None:
+        raise NoCheckpoint(
+            "no model was given, and none is shipped yet",
+            hint="train one in minutes with `hpdm demo`, then: hpdm sample --ckpt demo/run",
+        )
+    from hpdm_core.families import generate
+    from hpdm_core.families.weights import load_model
+
+    model = load_model(ckpt)
+    if prompt:
+        raise ConfigError("this model is not conditioned on text", hint="use --class, or leave --prompt away")
+    options = _options(
+        {"steps": steps, "solver": solver, "overlap": overlap, "window": window, "guidance": guidance,
+         "precision": precision, "level": level}, overrides or []
+    )  # fmt: skip
+    size = parse_size(res) if res else None
+    outline = generate.outline(model, frames=frames, size=size, **options)
+    wanted = _wanted_seeds(model, num, seeds, classes or [])
+    _print_plan(outline, len(wanted))
+    if dry_run:
+        return
+    settings = {
+        "model": model.sha256, "frames": outline.frames, "size": list(outline.size), "classes": classes or [],
+        "options": generate.sample_options(model, options).model_dump(mode="json"),
+    }  # fmt: skip
+    _claim(out, settings)
+    todo = [seed for seed in wanted if not all(_path(out, seed, f).exists() for f in chosen_formats)]
+    if len(todo) < len(wanted):
+        console.print_note(f"{len(wanted) - len(todo)} of {len(wanted)} videos exist in {out} and are kept")
+    made = _with_progress(
+        model, todo, outline, classes=classes or [], frames=frames, size=size, batch=batch,
+        device=device, **options,
+    )  # fmt: skip
+    rate = fps * outline.frames / model.family.view(model.family.phases()[-1].name).frames
+    for item in made:
+        _save(item, out, chosen_formats, rate, settings)
+    console.print_result(f"{len(wanted)} videos of {outline.frames}x{outline.size[0]}x{outline.size[1]} in {out}")
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    found = tuple(part.strip().lower() for part in text.split(",") if part.strip())
+    unknown = [f for f in found if f not in FORMATS]
+    if unknown or not found:
+        raise ConfigError(f"unknown format {', '.join(unknown) or text!r}", hint=f"choose from {', '.join(FORMATS)}")
+    return found
+
+
+def _options(flags: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Command-line flags as keys of the sample section; comma lists become lists where the key wants one."""
+    options: dict[str, Any] = {}
+    for key, kind in (("steps", int), ("guidance", float), ("solver", str)):
+        if flags[key] is not None:
+            options[key] = [_number(part, kind, key) for part in str(flags[key]).split(",")]
+    options |= {k: flags[k] for k in ("overlap", "window", "precision", "level") if flags[k] is not None}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"cannot read --set {text}", hint="write --set key=value, e.g. --set churn=0")
+        from hpdm_core.config.document import parse_value
+
+        options[key.removeprefix("sample.")] = parse_value(value)
+    return options
+
+
+def _number(text: str, kind: type, key: str) -> Any:
+    try:
+        return kind(text.strip())
+    except ValueError as error:
+        raise ConfigError(f"cannot read --{key} {text!r}", hint="for example --steps 64,32,16") from error
+
+
+def _wanted_seeds(model: LoadedModel, num: int | None, seeds: str | None, classes: Sequence[str]) -> tuple[int, ...]:
+    """The seeds asked for; `--class all` alone means one of each class."""
+    if num is not None and seeds is not None:
+        raise ConfigError("give --num or --seeds, not both")
+    if seeds is not None:
+        return parse_seeds(seeds)
+    default = len(model.header.classes) if list(classes) == ["all"] else max(1, len(classes))
+    return tuple(range(num if num is not None else default))
+
+
+def _print_plan(outline: Outline, videos: int) -> None:
+    for stage in outline.stages:
+        console.print_note(
+            f"{stage.name}: {stage.frames}x{stage.size[0]}x{stage.size[1]}, {stage.steps} steps of {stage.solver}, "
+            f"{stage.tiles} tiles, {stage.calls * stage.tiles:,} tile calls"
+        )
+    calls = sum(s.calls * s.tiles for s in outline.stages)
+    console.print_note(f"{videos} videos of {calls:,} tile calls each ({sum(s.block_evals for s in outline.stages):,} "
+                       "block evaluations)")  # fmt: skip
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Mark `out` as holding samples of exactly these settings; refuse to mix two kinds in one place."""
+    manifest = out / MANIFEST
+    if manifest.exists() and json.loads(manifest.read_text()) != settings:
+        raise ConfigError(
+            f"{out} holds samples made with other settings or another model",
+            hint="choose another --out, or remove that directory",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    manifest.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n")
+
+
+def _path(out: Path, seed: int, form: str) -> Path:
+    """Where one format of one seed goes; PNG frames take a directory."""
+    name = f"seed_{seed:06d}"
+    return out / name if form == "png" else out / f"{name}.{form}"
+
+
+def _with_progress(model: LoadedModel, seeds: Sequence[int], outline: Outline, **kwargs: Any) -> Iterator[Sample]:
+    """Samples, while a bar shows network calls over all videos with rate and ETA."""
+    from hpdm_core.families.generate import iterate_samples
+
+    tiles = {stage.name: stage.tiles for stage in outline.stages}
+    total = len(seeds) * sum(s.calls * s.tiles for s in outline.stages)
+    with console.progress("sample", total, unit="calls") as bar:
+
+        def on_progress(rows: tuple[int, ...], p: Progress) -> None:
+            bar.advance(p.calls * tiles[p.stage] * len(rows), stage=p.stage, step=f"{p.step}/{p.steps}")
+
+        if seeds:
+            yield from iterate_samples(model, seeds, on_progress=on_progress, **kwargs)
+
+
+def _save(item: Sample, out: Path, formats: Sequence[str], fps: float, settings: dict[str, Any]) -> None:
+    from hpdm_core.data import write
+
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    facts = {"seed": item.seed, "class": item.class_name, "settings": digest, **settings}
+    for form in formats:
+        path = _path(out, item.seed, form)
+        if form == "mp4":
+            write.write_mp4(path, item.video, fps, facts)
+        elif form == "gif":
+            write.write_gif(path, item.video, fps)
+        elif form == "png":
+            write.write_png_frames(path, item.video, facts)
+        else:
+            write.write_npz(path, item.video, facts)

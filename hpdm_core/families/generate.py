@@ -1,0 +1,158 @@
+"""From a trained model to videos: the Python side of `hpdm sample`.
+
+    from hpdm_core import load_model, sample
+    model = load_model("runs/demo")
+    videos = sample(model, num=4)
+
+Video k is a function of the model, its options and seed k alone: not of the batch it is made in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpdm_core.conditioning.labels import NULL
+from hpdm_core.config.load import parse_config, plain_config
+from hpdm_core.config.schema import ConditionSection, SampleSection
+from hpdm_core.errors import ConfigError, EnvironmentProblem
+from hpdm_core.families.registry import family_sections
+from hpdm_core.families.weights import LoadedModel
+from hpdm_core.nn.precision import autocast, matmul_precision
+from hpdm_core.rng import numpy_stream
+from hpdm_core.sampling.engine import Progress, run_plan
+from hpdm_core.sampling.stage import Outline, Request
+from hpdm_core.video import to_uint8
+
+ALL_CLASSES = "all"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated video, uint8 [T, H, W, 3], and what it was asked to be."""
+
+    seed: int
+    video: np.ndarray
+    label: int | None = None
+    class_name: str = ""
+
+
+def sample(
+    model: LoadedModel, *, num: int | None = None, seeds: Sequence[int] | None = None, **kwargs: Any
+) -> list[Sample]:
+    """`iterate_samples` as a list; `num` is short for seeds 0 to num - 1 (default 1)."""
+    if num is not None and seeds is not None:
+        raise ConfigError("give num or seeds, not both")
+    return list(iterate_samples(model, tuple(seeds) if seeds is not None else tuple(range(num or 1)), **kwargs))
+
+
+def iterate_samples(
+    model: LoadedModel,
+    seeds: Sequence[int],
+    *,
+    classes: Sequence[str] = (),
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    batch: int = 1,
+    device: torch.device | str | None = None,
+    on_progress: Callable[[tuple[int, ...], Progress], None] | None = None,
+    **options: Any,
+) -> Iterator[Sample]:
+    """Make the video of each seed in turn, `batch` at a time.
+
+    classes: names (or "all"); seed k takes classes[k mod len]. Empty: a class drawn from seed k.
+    frames, size: what to make; None is the model's largest. options: keys of the config's `sample` section.
+    Raises ConfigError for what the model cannot make, EnvironmentProblem for an absent device.
+    """
+    device = pick_device(device)
+    section = sample_options(model, options)
+    labels = labels_of(model, seeds, classes)
+    model.family.to(device)
+    prepare_compiled(model, section)
+    for start in range(0, len(seeds), batch):
+        rows = slice(start, start + batch)
+        request = Request(
+            tuple(seeds[rows]), None if labels is None else tuple(labels[rows]), frames=frames, size=size, device=device
+        )
+        report = None if on_progress is None else _bound(on_progress, request.seeds)
+        with matmul_precision(section.precision), autocast(device, section.precision):
+            video = run_plan(model.family.plan(request, section), request.seeds, device, report)
+        pixels = to_uint8(video).cpu().numpy()
+        for row, seed in enumerate(request.seeds):
+            label = None if request.labels is None else request.labels[row]
+            yield Sample(seed, pixels[row], label, class_name(model, label))
+
+
+def outline(model: LoadedModel, *, frames: int | None, size: tuple[int, int] | None, **options: Any) -> Outline:
+    """What one video will take: stages, steps, tiles, network calls."""
+    conditional = labels_of(model, (0,), ()) is not None
+    request = Request((0,), (0,) if conditional else None, frames=frames, size=size)
+    return model.family.outline(request, sample_options(model, options))
+
+
+def sample_options(model: LoadedModel, changes: dict[str, Any]) -> SampleSection:
+    """The model's `sample` section with `changes`; ConfigError names an unknown key or a wrong value."""
+    raw = plain_config(model.config)
+    raw["sample"].update(changes)
+    return parse_config(raw, family_sections, where="sample options").sample
+
+
+def labels_of(model: LoadedModel, seeds: Sequence[int], classes: Sequence[str]) -> list[int] | None:
+    """The class index of each seed; None for a model without classes."""
+    condition = getattr(model.config.model, "condition", None)
+    conditional = isinstance(condition, ConditionSection) and condition.kind == "class"
+    if not conditional:
+        if classes:
+            raise ConfigError("this model is not conditioned on classes", hint="leave the class away")
+        return None
+    count = condition.num_classes or 0
+    if not classes:
+        return [int(numpy_stream(seed, "sample/class").integers(count)) for seed in seeds]
+    chosen = range(count) if list(classes) == [ALL_CLASSES] else [_class_index(model, name) for name in classes]
+    return [chosen[seed % len(chosen)] for seed in seeds]
+
+
+def class_name(model: LoadedModel, label: int | None) -> str:
+    """The name of a class index; empty without one."""
+    if label is None or label == NULL:
+        return ""
+    return model.header.classes[label] if label < len(model.header.classes) else str(label)
+
+
+def pick_device(device: torch.device | str | None) -> torch.device:
+    """The device asked for, or a GPU if there is one."""
+    if device is None or str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentProblem("no CUDA device is available", hint="use --device cpu")
+    return chosen
+
+
+def prepare_compiled(model: LoadedModel, section: SampleSection) -> None:
+    """Compile the network's blocks if asked; compiling the same block again is a no-op."""
+    if section.compile:
+        for unit in model.family.compile_units():
+            unit.compile(dynamic=False)
+
+
+def _class_index(model: LoadedModel, name: str) -> int:
+    known = model.header.classes
+    if name in known:
+        return known.index(name)
+    if name.isdigit() and int(name) < len(known):
+        return int(name)
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:5]
+    raise ConfigError(f"the model knows no class {name!r}", hint=f"for example: {', '.join(near)}")
+
+
+def _bound(
+    on_progress: Callable[[tuple[int, ...], Progress], None], seeds: tuple[int, ...]
+) -> Callable[[Progress], None]:
+    return lambda progress: on_progress(seeds, progress)
