@@ -84,10 +84,11 @@ def setup_logging(*, verbose: bool = False) -> None:
     `verbose` adds DEBUG. HPDM_LOG_ALL_RANKS=1 lets every rank speak.
     """
     if on_terminal():
+        from rich.highlighter import NullHighlighter
         from rich.logging import RichHandler
 
         handler: logging.Handler = RichHandler(
-            console=stderr_console(), show_path=False, markup=False, highlighter=None, keywords=[]
+            console=stderr_console(), show_path=False, markup=False, highlighter=NullHighlighter(), keywords=[]
         )
         handler.setFormatter(logging.Formatter("%(message)s", datefmt="%H:%M:%S"))
     else:
