@@ -45,10 +45,14 @@ class Phase:
 
 @dataclass
 class Losses:
-    """`total` is differentiated: a mean over the rows of the batch. `parts` are detached scalars to log."""
+    """`total` is differentiated: a mean over the rows of the batch. `parts` are detached scalars to log.
+
+    `terms` are the summands of `total`, still attached, for those who ask how hard each part pulls.
+    """
 
     total: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+    terms: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Family(nn.Module, ABC):

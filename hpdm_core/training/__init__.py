@@ -1,0 +1,1 @@
+"""Training: the loop, optimisers, weight averages, checkpoints, and the run around them."""

@@ -1,0 +1,215 @@
+"""Checkpoints: written whole or not at all, checked before they are trusted, never pickled.
+
+    RUN/checkpoints/step_00000100/
+        weights.safetensors   what sampling loads: the first EMA track, with the config inside
+        state/                raw weights, optimiser moments, EMA tracks: torch.distributed.checkpoint in its
+                              safetensors form, so any number of ranks can write and any other can read
+        state.json            counters, config, environment, and the manifest (size and hash of every file)
+
+A checkpoint is built under a name ending in .tmp, synced, and renamed; what has the final name is complete.
+"""
+
+# pyright: reportPrivateImportUsage=false
+# (torch exports these names only at run time)
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+
+from hpdm_core.errors import CheckpointError, IncompatibleCheckpoint
+from hpdm_core.families.weights import CHECKPOINTS, WEIGHTS_FILE, WeightsHeader, save_weights
+from hpdm_core.training.distributed import World
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "state.json"
+STATE_FOLDER = "state"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk whose manifest holds. `record` is its state.json."""
+
+    path: Path
+    record: dict[str, Any]
+
+    def read_into(self, tensors: dict[str, Tensor]) -> None:
+        """Fill `tensors` in place; IncompatibleCheckpoint if the file's tensors are not exactly these."""
+        expected = {name: list(t.shape) for name, t in tensors.items()}
+        stored = self.record["tensors"]
+        if expected != stored:
+            wrong = sorted(n for n in expected.keys() | stored.keys() if expected.get(n) != stored.get(n))
+            raise IncompatibleCheckpoint(
+                f"{self.path} does not fit this model, optimiser or EMA: {len(wrong)} tensors differ, "
+                f"the first are {', '.join(wrong[:3])}",
+                hint="train with the config in the run directory, or start a new run with --out",
+            )
+        with _single_process_is_fine():
+            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(self.path / STATE_FOLDER)))
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    header: WeightsHeader,
+    record: Mapping[str, Any],
+    world: World,
+) -> Path:
+    """Write checkpoint `step` of `run` and return its folder. All ranks call this together.
+
+    Raises CheckpointError when the disk is full or not writable; older checkpoints stay as they are.
+    """
+    final = run / CHECKPOINTS / f"step_{step:08d}"
+    partial = final.with_name(final.name + ".tmp")
+    with _one_clear_line(final, partial, world):
+        if world.main:
+            _remove(partial)
+            (partial / STATE_FOLDER).mkdir(parents=True)
+        world.barrier()
+        contiguous = {name: t.detach().contiguous() for name, t in tensors.items()}
+        with _single_process_is_fine():
+            writer = HuggingFaceStorageWriter(str(partial / STATE_FOLDER), save_distributed=True)
+            dcp.save(contiguous, storage_writer=writer)
+        if world.main:
+            save_weights(partial / WEIGHTS_FILE, weights, header)
+            shapes = {name: list(t.shape) for name, t in tensors.items()}
+            _seal(partial, {**record, "tensors": shapes})
+            _remove(final)
+            partial.rename(final)
+            _sync_folder(final.parent)
+        world.barrier()
+    return final
+
+
+def newest_valid(run: Path) -> Checkpoint | None:
+    """The newest checkpoint of `run` whose manifest holds; each damaged one is skipped with a warning."""
+    root = run / CHECKPOINTS
+    for folder in sorted(root.glob("step_*"), reverse=True):
+        if folder.suffix == ".tmp":
+            continue
+        record, damage = _inspect(folder)
+        if not damage:
+            return Checkpoint(folder, record)
+        logger.warning("skipping the damaged checkpoint %s: %s", folder, damage)
+    return None
+
+
+def prune(run: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints of `run`, and what interrupted writes left behind."""
+    root = run / CHECKPOINTS
+    folders = sorted(root.glob("step_*"))
+    finished = [f for f in folders if f.suffix != ".tmp"]
+    for folder in finished[: max(len(finished) - keep, 0)]:
+        # Renamed first: a deletion that is interrupted must not look like a damaged checkpoint.
+        doomed = folder.with_name(folder.name + ".tmp")
+        _remove(doomed)
+        folder.rename(doomed)
+    for leftover in root.glob("step_*.tmp"):
+        _remove(leftover)
+
+
+def _seal(folder: Path, record: dict[str, Any]) -> None:
+    """Sync every file of `folder` and write state.json with the manifest over them."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "blake2b": _digest(path)}
+    text = json.dumps({"format": FORMAT, **record, "files": files}, indent=1)
+    with (folder / STATE_FILE).open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    for path in (folder / STATE_FOLDER, folder):
+        _sync_folder(path)
+
+
+def _inspect(folder: Path) -> tuple[dict[str, Any], str]:
+    """The state.json of a checkpoint and what is wrong with the checkpoint, in words; empty if nothing is."""
+    try:
+        record = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        return record, _damage(folder, record)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {}, f"its {STATE_FILE} is unreadable ({error})"
+
+
+def _damage(folder: Path, record: dict[str, Any]) -> str:
+    """What is wrong with a checkpoint, in words; empty if its manifest holds."""
+    if record["format"] != FORMAT:
+        return f"it has format {record['format']}, this version reads format {FORMAT}"
+    if WEIGHTS_FILE not in record["files"]:
+        return f"its manifest lacks {WEIGHTS_FILE}"
+    for name, entry in record["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != entry["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+        if _digest(path) != entry["blake2b"]:
+            return f"the contents of {name} have changed"
+    return ""
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a rename or a new entry in `path` durable, where the system can (Windows cannot)."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _one_clear_line(final: Path, partial: Path, world: World) -> Iterator[None]:
+    """Turn the many ways in which a full or failing disk shows itself into one CheckpointError."""
+    try:
+        yield
+    except (OSError, SafetensorError, CheckpointException) as error:
+        if world.main:
+            shutil.rmtree(partial, ignore_errors=True)
+        text = str(error)
+        full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in text
+        reason = "no space left on the disk" if full else text.strip().splitlines()[-1]
+        raise CheckpointError(
+            f"cannot write checkpoint {final}: {reason}; the older checkpoints are untouched",
+            hint="free some space or lower train.keep_checkpoints, then run the same command again",
+        ) from error
+
+
+@contextmanager
+def _single_process_is_fine() -> Iterator[None]:
+    """Without a process group torch warns that it assumes a single process; that is what we mean."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninit")
+        yield

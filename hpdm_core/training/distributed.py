@@ -1,0 +1,128 @@
+"""One process or many: who we are, how the family is wrapped, and the few things ranks tell each other.
+
+torchrun sets the environment; nothing here starts processes. All wrapping happens from outside the family.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from hpdm_core.errors import EnvironmentProblem
+from hpdm_core.families.base import Family
+
+TIMEOUT = timedelta(minutes=30)
+"""Longest wait for another rank: the slowest thing between two collectives is rank 0 hashing a checkpoint."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size` ranks, and the device it computes on."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank writes logs and checkpoints' small files."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of `values` over all ranks, on the device."""
+        if self.size > 1:
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` holds on any rank; the same answer on all."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor([float(flag)])
+        dist.all_reduce(votes)
+        return bool(votes.item())
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            # On the CPU, so that waiting for rank 0's disk does not run into the accelerator's watchdog.
+            dist.all_reduce(torch.zeros(1))
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device meant by `auto` (or None), `cpu`, `cuda`, `cuda:1`; under torchrun `cuda` is the local rank's."""
+    if name in (None, "auto"):
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise EnvironmentProblem(f"no device is called {name!r}", hint="use cpu, cuda or cuda:1") from error
+    if device.type != "cuda":
+        return device
+    index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise EnvironmentProblem(
+            f"device cuda:{index} was asked for, and this PyTorch finds {torch.cuda.device_count()} GPUs",
+            hint="use --device cpu, or at most one process per GPU",
+        )
+    return torch.device("cuda", index)
+
+
+@contextmanager
+def joined_world(device: str | None) -> Iterator[World]:
+    """The world that torchrun's environment describes; joins and leaves its process group."""
+    target = pick_device(device)
+    if target.type == "cuda":
+        torch.cuda.set_device(target)
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(target)
+        return
+    backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        yield World(target, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def distribute(family: Family, world: World, parallel: Literal["ddp", "fsdp"], num_roles: int) -> nn.Module:
+    """The callable that computes losses with gradients shared over the ranks.
+
+    The family keeps its parameter names: DDP holds it inside, FSDP2 shards its parameters in place.
+    """
+    if world.size == 1:
+        return family
+    if parallel == "fsdp":
+        for unit in family.compile_units():
+            fully_shard(unit)
+        fully_shard(family)
+        return family
+    # With several roles each backward pass reaches only some of the parameters.
+    return DistributedDataParallel(family, find_unused_parameters=num_roles > 1, gradient_as_bucket_view=True)
+
+
+def gradient_sync(module: nn.Module, last: bool) -> Any:
+    """Context for one micro-batch: gradients are exchanged only in the `last` one of a step."""
+    if isinstance(module, DistributedDataParallel):
+        return nullcontext() if last else module.no_sync()
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
+    return nullcontext()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered on every rank; a whole one as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,123 @@
+"""LAMB: Adam's direction, rescaled per tensor so that every weight matrix moves in proportion to its norm.
+
+Source: You et al. 2020, "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", algorithm 2.
+
+Why not timm's: it cannot drop one step without asking the device first (the non-finite guard needs that),
+it clips by a second global norm inside, and it takes one reduction per tensor when weights are sharded. Its
+import also loads torchvision, which took 3.5 s. This one is torch's fused Adam kernel followed by the trust
+ratio; a test holds it to timm's results.
+"""
+
+# pyright: reportPrivateImportUsage=false
+# (torch exports these names only at run time)
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.optim.adam import adam
+
+
+class Lamb(Optimizer):
+    """LAMB over parameter groups; a group with `adapt: False` (biases, norms) gets plain Adam updates.
+
+    Setting `found_inf` to a device scalar before `step` makes that step a no-op on the device where it is 1:
+    weights, moments and counters stay. Gradients are expected to be clipped already.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 5.0e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1.0e-6,
+        weight_decay: float = 0.01,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": True}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        if closure is not None:
+            raise ValueError("Lamb takes no closure")
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._step_group(group, params)
+
+    def _step_group(self, group: dict[str, Any], params: Sequence[Tensor]) -> None:
+        weights = [_local(p) for p in params]
+        updates = self._adam_updates(group, params)
+        if group["weight_decay"]:
+            torch._foreach_add_(updates, weights, alpha=-group["weight_decay"])
+        if group["adapt"]:
+            ratios = _trust_ratios(weights, updates, like=params[0]).mul_(group["lr"])
+        else:
+            ratios = torch.full((len(updates),), group["lr"], device=updates[0].device)
+        if self.found_inf is not None:
+            # The kernel has left the moments alone; a zero ratio leaves the weights alone as well.
+            ratios *= 1.0 - self.found_inf
+        torch._foreach_mul_(updates, list(ratios.unbind()))
+        torch._foreach_add_(weights, updates)
+
+    def _adam_updates(self, group: dict[str, Any], params: Sequence[Tensor]) -> list[Tensor]:
+        """Minus Adam's bias-corrected direction: what the kernel makes of zeros at rate 1."""
+        updates = [torch.zeros_like(_local(p)) for p in params]
+        states = [self.state[p] for p in params]
+        for p, state in zip(params, states, strict=True):
+            if not state:
+                state.update(zero_moments(p))
+        adam(
+            updates,
+            [_local(p.grad) for p in params if p.grad is not None],
+            [_local(s["exp_avg"]) for s in states],
+            [_local(s["exp_avg_sq"]) for s in states],
+            [],
+            [s["step"] for s in states],
+            fused=True,
+            grad_scale=None,
+            found_inf=self.found_inf,
+            amsgrad=False,
+            maximize=False,
+            lr=1.0,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            weight_decay=0.0,
+        )
+        return updates
+
+
+def zero_moments(param: Tensor) -> dict[str, Tensor]:
+    """The state of one parameter before its first step, in the layout of torch's fused Adam."""
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=param.device),
+        "exp_avg": torch.zeros_like(param),
+        "exp_avg_sq": torch.zeros_like(param),
+    }
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor; the tensor itself where it is whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _trust_ratios(weights: list[Tensor], updates: list[Tensor], like: Tensor) -> Tensor:
+    """|w| / |update| per tensor as one vector; 1 where either norm is zero."""
+    squares = torch.stack([torch.stack(torch._foreach_norm(group)) for group in (weights, updates)]).square_()
+    if isinstance(like, DTensor):
+        for axis, placement in enumerate(like.placements):
+            if placement.is_shard():
+                dist.all_reduce(squares, group=like.device_mesh.get_group(axis))
+    weight_norm, update_norm = squares.sqrt_().unbind()
+    usable = (weight_norm > 0) & (update_norm > 0)
+    return torch.where(usable, weight_norm / update_norm, torch.ones_like(weight_norm))

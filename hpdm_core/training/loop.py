@@ -1,0 +1,125 @@
+"""The training loop: fetch, losses, backward, guard, step, EMA, hooks. It knows no family.
+
+Everything random in a step is a function of the seed and of the positions of its videos in the data
+stream, so the loop carries no random state: a run resumed at video n is the run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hpdm_core.config.schema import TrainSection
+from hpdm_core.data.window import Batch
+from hpdm_core.families.base import Family, Phase
+from hpdm_core.rng import BatchStreams
+from hpdm_core.training.distributed import World, gradient_sync
+from hpdm_core.training.ema import Ema
+from hpdm_core.training.guard import NonfiniteGuard
+from hpdm_core.training.optim import RoleOptimizer, learning_rate
+from hpdm_core.training.state import TrainState, phase_batch, phase_steps
+from hpdm_core.training.switches import computing
+
+
+class Hook(Protocol):
+    """Something that happens between steps. On several ranks every rank runs every hook."""
+
+    def due(self, state: TrainState) -> bool:
+        """Whether to run after the step that `state` has just counted."""
+        ...
+
+    def run(self, state: TrainState) -> None:
+        """Do it."""
+        ...
+
+
+@dataclass
+class Trainer:
+    """One phase of a run: `module` is `family` as the ranks share it, `batches` its endless micro-batches."""
+
+    train: TrainSection
+    phase: Phase
+    family: Family
+    module: nn.Module
+    roles: Sequence[RoleOptimizer]
+    ema: Ema
+    batches: Iterator[Batch]
+    state: TrainState
+    world: World
+    guard: NonfiniteGuard
+    hooks: Sequence[Hook] = ()
+    micros: list[Batch] = field(default_factory=list)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the phase from its start to its end."""
+        return phase_steps(self.phase, self.train, self.state)
+
+    def steps(self) -> Iterator[TrainState]:
+        """Run the rest of the phase, yielding after each step and its hooks."""
+        state, size = self.state, phase_batch(self.phase, self.train)
+        while state.step < self.total_steps:
+            started = time.perf_counter()
+            self.micros = self._fetch(size // self.world.size)
+            for role in self.roles:
+                if role.role.active(state.step):
+                    self._update(role, (state.videos_seen, state.videos_seen + size - 1))
+            state.advance(size)
+            self.ema.update(state.step, state.phase_videos)
+            state.finished = state.step >= self.total_steps
+            due = [hook for hook in self.hooks if hook.due(state)]
+            # One step behind unless a hook needs the numbers now: reading them waits for the device.
+            self.settle(None if due else state.step)
+            state.seconds += time.perf_counter() - started
+            for hook in due:
+                hook.run(state)
+            yield state
+
+    def _fetch(self, rows: int) -> list[Batch]:
+        """This rank's micro-batches of one step, `rows` rows in all."""
+        micros: list[Batch] = []
+        while rows > 0:
+            batch = next(self.batches)
+            rows -= len(batch.positions)
+            micros.append(batch)
+        return micros
+
+    def _update(self, role: RoleOptimizer, videos: tuple[int, int]) -> None:
+        """One guarded step of one optimiser."""
+        role.zero_grad()
+        numbers = self._backward(role.name)
+        norm = role.gradient_norm()
+        loss, parts = numbers.pop("loss"), numbers
+        shared = self.world.mean(torch.stack([loss, *parts.values()]))
+        row = torch.cat([shared[:1], norm.reshape(1), shared[1:]])
+        step = self.state.step + 1
+        found_inf = self.guard.submit(role.name, step, videos, ("loss", "grad_norm", *parts), row)
+        role.step(learning_rate(role.section, step - 1, self.total_steps), norm, found_inf)
+
+    def _backward(self, role: str) -> dict[str, Tensor]:
+        """Accumulate the step's gradients; returns the mean `loss` and its parts over this rank's rows."""
+        rows = sum(len(batch.positions) for batch in self.micros)
+        means: dict[str, Tensor] = {}
+        for index, batch in enumerate(self.micros):
+            share = len(batch.positions) / rows
+            streams = BatchStreams(self.train.seed, batch.positions, self.world.device)
+            with gradient_sync(self.module, last=index == len(self.micros) - 1):
+                with computing(self.train, self.world.device):
+                    losses = self.module(role, batch, streams)
+                (losses.total * share).backward()
+            for name, value in {"loss": losses.total, **losses.parts}.items():
+                term = value.detach().float() * share
+                means[name] = means[name] + term if name in means else term
+        return means
+
+    def settle(self, before_step: int | None = None) -> None:
+        """Take arrived numbers into the meter; raises NumericsError if one of those steps was bad."""
+        for role, numbers in self.guard.settle(before_step):
+            for name, value in numbers.items():
+                total, count = self.state.meter.get(f"{role}/{name}", (0.0, 0))
+                self.state.meter[f"{role}/{name}"] = (total + value, count + 1)

@@ -1,0 +1,207 @@
+"""A whole run: the run directory, resume, the phases one after the other. `train` is the entry point.
+
+RUN/config.yaml      the resolved config
+RUN/log.jsonl        one object a line, cut back to the checkpoint on resume
+RUN/checkpoints/     see checkpoint.py
+RUN/samples/         what the model makes while it trains
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hpdm_core.config.load import dump_config
+from hpdm_core.config.schema import RunConfig
+from hpdm_core.errors import ConfigError, StoppedOnRequest
+from hpdm_core.families.base import Family, Phase
+from hpdm_core.families.registry import build_family
+from hpdm_core.families.weights import CHECKPOINTS, WEIGHTS_FILE
+from hpdm_core.nn.precision import matmul_precision
+from hpdm_core.rng import derive_seed
+from hpdm_core.training.checkpoint import Checkpoint, newest_valid
+from hpdm_core.training.distributed import World, distribute, joined_world
+from hpdm_core.training.ema import Ema
+from hpdm_core.training.guard import NonfiniteGuard, StopRequest
+from hpdm_core.training.hooks import CheckpointHook, GradShareHook, LogHook, RunLog, SampleFn, SampleHook
+from hpdm_core.training.loop import Hook, Trainer
+from hpdm_core.training.optim import RoleOptimizer
+from hpdm_core.training.resume import check_resumable, restored_state, run_tensors, save_run
+from hpdm_core.training.source import Source, StoreSource, find_store, with_classes
+from hpdm_core.training.state import TrainState, phase_batch
+from hpdm_core.training.switches import apply_switches
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where a finished run stands. `weights` is the file that sampling loads."""
+
+    run: Path
+    step: int
+    videos_seen: int
+    weights: Path
+    resumed: bool
+
+
+def train(
+    config: RunConfig,
+    store_path: str | Path | None = None,
+    out: str | Path = "runs/run",
+    *,
+    fresh: bool = False,
+    time_limit: float | None = None,
+    device: str | None = None,
+) -> TrainResult:
+    """Train `config` on the store at `store_path` (None: where the config says) into the run directory `out`.
+
+    The same call again continues from the newest good checkpoint. `time_limit` is in seconds. Raises
+    StoppedOnRequest after a clean checkpoint when a signal or the limit ends the run early; DataError,
+    StoreMismatch, IncompatibleCheckpoint, CheckpointError and NumericsError as their names say.
+    """
+    store = find_store(config, Path(store_path) if store_path else None)
+    source = StoreSource(store, config)
+    return fit(config, source, Path(out), fresh=fresh, time_limit=time_limit, device=device)
+
+
+def fit(
+    config: RunConfig,
+    source: Source,
+    out: Path,
+    *,
+    fresh: bool = False,
+    time_limit: float | None = None,
+    device: str | None = None,
+    sample: SampleFn | None = None,
+) -> TrainResult:
+    """`train` on any source of batches, with any sampler."""
+    config = with_classes(config, source.classes)
+    stop = StopRequest(time_limit)
+    if fresh and out.is_dir() and any(out.iterdir()):
+        raise ConfigError(
+            f"--fresh was given, and the run directory {out} is not empty",
+            hint="choose another --out, remove the directory, or leave --fresh away to continue",
+        )
+    with joined_world(device) as world, matmul_precision(config.train.precision), stop.listening():
+        return _Run(config, source, out, world, stop, sample).complete()
+
+
+class _Run:
+    """One `fit` call: builds the family once and takes it through its phases."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        source: Source,
+        out: Path,
+        world: World,
+        stop: StopRequest,
+        sample: SampleFn | None,
+    ) -> None:
+        self.config, self.source, self.out = config, source, out
+        self.world, self.stop, self.sample = world, stop, sample
+
+    def complete(self) -> TrainResult:
+        """Run every phase that is not finished yet."""
+        checkpoint = newest_valid(self.out)
+        if checkpoint is not None:
+            check_resumable(checkpoint, self.config, self.source, self.world)
+            logger.info("continuing from %s", checkpoint.path)
+        state, resumed = restored_state(checkpoint), checkpoint is not None
+        self.world.barrier()
+        if self.world.main:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / CONFIG_FILE).write_text(dump_config(self.config), encoding="utf-8")
+        keep = checkpoint.record["log_bytes"] if checkpoint else 0
+        log = RunLog(self.out, keep_bytes=keep, step=state.total_step, enabled=self.world.main)
+        family = self._family()
+        phases = list(family.phases())
+        if checkpoint is not None:
+            del phases[: [phase.name for phase in phases].index(state.phase)]
+        for phase in phases:
+            self._run_phase(family, phase, state, checkpoint, log)
+            checkpoint = None
+        weights = self.out / CHECKPOINTS / f"step_{state.total_step:08d}" / WEIGHTS_FILE
+        return TrainResult(self.out, state.total_step, state.videos_seen, weights, resumed)
+
+    def _family(self) -> Family:
+        """The family with its initial weights, which depend on the seed alone and not on the device."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.config.train.seed, "init"))
+            family = build_family(self.config)
+        family = family.train().to(self.world.device)
+        apply_switches(family, self.config.train)
+        return family
+
+    def _run_phase(
+        self, family: Family, phase: Phase, state: TrainState, checkpoint: Checkpoint | None, log: RunLog
+    ) -> None:
+        """Train `phase` from `checkpoint`, or from its start, to its end; StoppedOnRequest if asked to stop."""
+        if checkpoint is None:
+            state.enter(phase.name)
+        trainer = self._trainer(family, phase, state)
+        if checkpoint is not None:
+            checkpoint.read_into(run_tensors(trainer))
+            trainer.ema.videos = checkpoint.record["ema_videos"]
+        save = CheckpointHook(
+            self.config.train.checkpoint_every_steps,
+            lambda _: save_run(self.out, self.config, self.source, trainer, log.size),
+        )
+        trainer.hooks = self._hooks(trainer, log, save)
+        for _ in trainer.steps():
+            if self.world.any(bool(self.stop.reason)) and not state.finished:
+                save.run(state)
+                raise StoppedOnRequest(
+                    f"stopped after step {state.step} ({self.stop.reason or 'another rank was asked to stop'})",
+                    hint="run the same command again to continue",
+                )
+
+    def _trainer(self, family: Family, phase: Phase, state: TrainState) -> Trainer:
+        """Everything that steps `phase` from where `state` stands, with untrained optimisers."""
+        train, world = self.config.train, self.world
+        rows, micro = rank_rows(phase_batch(phase, train), train.micro_batch, world.size)
+        trained = {id(p) for role in phase.roles for m in role.modules for p in family.get_submodule(m).parameters()}
+        for param in family.parameters():
+            param.requires_grad_(id(param) in trained)
+        module = distribute(family, world, train.parallel, len(phase.roles))
+        roles = [RoleOptimizer(family, role, train.optimizer) for role in phase.roles]
+        params = {name: p for role in roles for name, p in role.params.items()}
+        batches = self.source.batches(
+            family.view(phase.name),
+            start=state.videos_seen,
+            batch_size=rows * world.size,
+            micro_batch=micro,
+            world=world,
+        )
+        guard = NonfiniteGuard(train.nonfinite)
+        ema = Ema(train.ema, params)
+        return Trainer(train, phase, family, module, roles, ema, batches, state, world, guard)
+
+    def _hooks(self, trainer: Trainer, log: RunLog, save: CheckpointHook) -> list[Hook]:
+        """The hooks in the order in which they run; the log line comes before the checkpoint that counts it."""
+        train = self.config.train
+        line = LogHook(trainer, log)
+        hooks: list[Hook] = [line, save]
+        if train.grad_share_every_steps is not None:
+            hooks.insert(0, GradShareHook(trainer, train.grad_share_every_steps, line))
+        if train.sample_every_steps is not None and self.sample is not None:
+            hooks.append(SampleHook(trainer, self.out, train.sample_every_steps, self.sample))
+        return hooks
+
+
+def rank_rows(batch_size: int, micro_batch: int | None, world_size: int) -> tuple[int, int]:
+    """(rows of one rank's share of a batch, rows of its micro-batches); ConfigError if it does not divide."""
+    rows, rest = divmod(batch_size, world_size)
+    micro = min(micro_batch or rows, rows)
+    if rest or rows % micro:
+        raise ConfigError(
+            f"a batch of {batch_size} does not divide into {world_size} ranks with micro-batches of {micro}",
+            hint="make train.batch_size a multiple of (number of ranks) x (train.micro_batch)",
+        )
+    return rows, micro

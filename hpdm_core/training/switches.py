@@ -1,0 +1,56 @@
+"""Switches that change how a family computes and not what: precision, checkpointed activations, compilation.
+
+They are applied from outside and keep every parameter name, so that checkpoints do not depend on them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from hpdm_core.config.schema import TrainSection
+from hpdm_core.errors import ConfigError
+from hpdm_core.families.base import Family
+from hpdm_core.nn.attention import attention_dtype
+from hpdm_core.nn.precision import autocast
+
+
+@contextmanager
+def computing(train: TrainSection, device: torch.device) -> Iterator[None]:
+    """Context for losses: autocast to bf16 products over fp32 weights, and bf16 attention, as the config says."""
+    attention = torch.bfloat16 if train.bf16_attention else None
+    with autocast(device, train.precision), attention_dtype(attention):
+        yield
+
+
+def apply_switches(family: Family, train: TrainSection) -> None:
+    """Checkpoint and compile the family's repeated blocks in place, as the config says."""
+    units = family.compile_units()
+    if not units and (train.compile or train.activation_checkpointing):
+        raise ConfigError(
+            f"family {family.name!r} names no blocks to compile or checkpoint",
+            hint="set train.compile and train.activation_checkpointing to false",
+        )
+    for unit in units:
+        if train.activation_checkpointing:
+            unit.forward = _recomputed(unit.forward)
+        if train.compile:
+            unit.compile(dynamic=False)
+
+
+def _recomputed(forward: Any) -> Any:
+    """`forward` whose activations are computed again in the backward pass instead of being kept."""
+
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        # No RNG state to restore: blocks draw no random numbers (all come from counted streams).
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return run
