@@ -33,13 +33,13 @@ def test_a_new_block_with_equal_widths_is_the_identity():
 def test_each_embedding_row_serves_the_images_of_its_own_video():
     torch.manual_seed(0)
     block = FilmResBlock(8, 12, 4)
-    torch.nn.init.normal_(block.conv_out.weight)
+    torch.nn.init.normal_(block.conv_out.weight, std=0.1)
     frames, embedding = torch.randn(6, 8, 6, 6), torch.randn(2, 4)
     together = block(frames, embedding)
     for row in range(2):
         alone = block(frames[3 * row : 3 * row + 3], embedding[row : row + 1])
-        assert torch.allclose(together[3 * row : 3 * row + 3], alone, atol=1e-6)
-    assert not torch.allclose(together[:3], block(frames[:3], embedding[1:]), atol=1e-3)
+        assert torch.allclose(together[3 * row : 3 * row + 3], alone, atol=1e-5)
+    assert not torch.allclose(together[:3], block(frames[:3], embedding[1:]), atol=1e-2)
 
 
 def test_sampling_layers_change_the_sides_they_are_named_after():
