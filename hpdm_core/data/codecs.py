@@ -70,6 +70,10 @@ class FrameReader(Protocol):
         """uint8 `[T, height, width, 3]`, a fresh array."""
         ...
 
+    def stored_bytes(self, first: int, count: int) -> bytes:
+        """The bytes of `count` frames as they lie in the file."""
+        ...
+
 
 class RawReader:
     """Memory-mapped uint8 frames."""
@@ -81,6 +85,10 @@ class RawReader:
         """See `FrameReader`."""
         chosen = self._frames_THWC[frames.start : frames.stop : frames.step]
         return chosen[:, top : top + height, left : left + width].copy()
+
+    def stored_bytes(self, first: int, count: int) -> bytes:
+        """See `FrameReader`."""
+        return self._frames_THWC[first : first + count].tobytes()
 
 
 class JpegReader:
@@ -105,6 +113,10 @@ class JpegReader:
                 ) from error
             row[:] = pixels[top : top + height, left : left + width]
         return video
+
+    def stored_bytes(self, first: int, count: int) -> bytes:
+        """See `FrameReader`."""
+        return self._blob[self._offsets[first] : self._offsets[first + count]].tobytes()
 
 
 def open_frames(folder: Path, shard: str, size: Size, codec: Codec) -> FrameReader:

@@ -21,10 +21,12 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+from hpdm_core.errors import EnvironmentProblem
+
+_READY = b"ready"
+
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_CHILD = "from hpdm_core.data.isolate import serve; serve()"
 
 
 class DeadlineExceeded(Exception):
@@ -36,17 +38,23 @@ class ChildDied(Exception):
 
 
 class IsolatedWorker:
-    """One child process. `environment` is added to the child's variables. Use as a context manager, from one thread."""
+    """One child process, for use from one thread, as a context manager.
 
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+    `environment` is added to the child's variables. `module` is imported as the child starts, so that
+    its import does not count against a call's deadline.
+    """
+
+    def __init__(self, environment: Mapping[str, str] | None = None, module: str = __name__) -> None:
         self._environment = dict(environment or {})
+        self._module = module
         self._child: subprocess.Popen[bytes] | None = None
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
 
     def call(self, function: Callable[P, R], deadline: float | None, *args: P.args, **kwargs: P.kwargs) -> R:
         """`function(*args, **kwargs)` in the child: a module-level function, arguments that pickle.
 
-        Raises what the function raises, DeadlineExceeded after `deadline` seconds (None: never), or ChildDied.
+        Raises what the function raises, DeadlineExceeded after `deadline` seconds (None: never), ChildDied, or
+        EnvironmentProblem where no child can be started.
         """
         child = self._start()
         expired = threading.Event()
@@ -91,13 +99,20 @@ class IsolatedWorker:
             self._stderr.seek(0)
             self._stderr.truncate()
             self._child = subprocess.Popen(
-                [sys.executable, "-c", _CHILD],
+                [sys.executable, "-c", f"import {self._module}; from {__name__} import serve; serve()"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
                 env={**os.environ, "PYTHONPATH": paths, **self._environment},
             )
+            self._await_ready(self._child)
         return self._child
+
+    def _await_ready(self, child: subprocess.Popen[bytes]) -> None:
+        assert child.stdout is not None
+        if child.stdout.read(len(_READY)) != _READY:
+            self.close()
+            raise EnvironmentProblem(f"a decoding process did not start: {self._last_words()}")
 
     def _last_words(self) -> str:
         self._stderr.seek(0)
@@ -134,6 +149,8 @@ def serve() -> None:
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what libraries print must not land among the replies
+    replies.write(_READY)
+    replies.flush()
     while True:
         try:
             function, args, kwargs = pickle.load(requests)

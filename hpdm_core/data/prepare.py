@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,37 +41,18 @@ from hpdm_core.version import __version__
 logger = logging.getLogger(__name__)
 
 PLAN = "plan.json"
-
-
-@dataclass(frozen=True)
-class MaxBad:
-    """How many clips may fail: a number, or a fraction of all clips."""
-
-    limit: float
-    is_fraction: bool
-
-    @classmethod
-    def parse(cls, text: str) -> MaxBad:
-        """`"1%"` or `"12"`; ConfigError otherwise."""
-        number, is_fraction = text.removesuffix("%"), text.endswith("%")
-        try:
-            limit = float(number) / 100 if is_fraction else float(int(number))
-        except ValueError:
-            limit = -1.0
-        if limit < 0:
-            raise ConfigError(f"--max-bad {text!r} is neither a count nor a percentage", hint="write 12 or 1%")
-        return cls(limit, is_fraction)
-
-    def allows(self, bad: int, total: int) -> bool:
-        """Whether `bad` of `total` clips may be missing."""
-        return bad <= (self.limit * total if self.is_fraction else self.limit)
+REPORT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """How to run. Nothing here changes the bytes of the store. `deadline` is seconds per clip."""
+    """How to run. Nothing here changes the bytes of the store.
 
-    max_bad: MaxBad = field(default_factory=lambda: MaxBad(0.01, True))
+    `max_bad` clips may fail: an int is a number, a float a share of all. `deadline` is seconds per clip.
+    `workers: None` takes all cores.
+    """
+
+    max_bad: float | int = 0.01
     deadline: float = 120.0
     workers: int | None = None
 
@@ -217,7 +198,9 @@ class _Work:
                 self._frames += sum(clip["num_frames"] for clip in record["clips"])
         self._count()
         children: queue.SimpleQueue[IsolatedWorker] = queue.SimpleQueue()
-        crew = [IsolatedWorker(CHILD_ENVIRONMENT) for _ in range(min(self._workers, len(pending)))]
+        crew = [
+            IsolatedWorker(CHILD_ENVIRONMENT, prepare_clip.__module__) for _ in range(min(self._workers, len(pending)))
+        ]
         for child in crew:
             children.put(child)
         if crew:
@@ -232,9 +215,12 @@ class _Work:
         with ThreadPoolExecutor(len(crew)) as pool:
             try:
                 tasks = [pool.submit(self._make_shard, number, clips, children) for number, clips in pending]
-                done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
-                for task in done:
-                    task.result()
+                unfinished = set(tasks)
+                while unfinished:
+                    done, unfinished = wait(unfinished, timeout=REPORT_SECONDS, return_when=FIRST_EXCEPTION)
+                    for task in done:
+                        task.result()
+                    self._count()  # also while nothing moves, so that a heartbeat can beat
             finally:  # also on Ctrl-C: kill the children, so that the threads come back
                 self._stopping.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -270,7 +256,7 @@ class _Work:
             builder.add(clip, result, None if clip.label is None else self._labels[clip.label])
             self._count(kept=1, frames=result.num_frames)
             return
-        logger.warning("%s: %s", problem.path, problem.reason)
+        logger.info("%s: %s", problem.path, problem.reason)
         builder.refuse(problem)
         self._count(bad=1)
 
@@ -329,13 +315,13 @@ def _describe(scan: Scan, recipe: Recipe, records: list[Record], command: str) -
     }
 
 
-def _check_enough(out: Path, kept: int, reasons: dict[str, int], max_bad: MaxBad) -> None:
+def _check_enough(out: Path, kept: int, reasons: dict[str, int], max_bad: float | int) -> None:
     bad = sum(reasons.values())
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     where = out / QUARANTINE
     if kept == 0:
         raise DataError(f"no usable clip: all {bad} failed ({counts})", hint=f"reasons are in {where}")
-    if not max_bad.allows(bad, kept + bad):
+    if bad > (max_bad * (kept + bad) if isinstance(max_bad, float) else max_bad):
         raise DataError(
             f"{bad} of {kept + bad} clips could not be used ({counts})",
             hint=f"see {where}; to accept that, run the same command with --max-bad {bad} (finished work is kept)",

@@ -138,6 +138,11 @@ class VideoStore:
             num_frames = len(range(start, self.clips[clip].num_frames, stride))
         return self.read(clip, Window(size, start, stride, num_frames, 0, 0, *size))
 
+    def stored_bytes(self, clip: int, size: Size) -> bytes:
+        """The bytes of clip number `clip` at one frame size as they lie in the shard, for its checksum."""
+        info = self.clips[clip]
+        return self._reader(info.shard, size).stored_bytes(info.first_frame, info.num_frames)
+
     def _reader(self, shard: int, size: Size) -> FrameReader:
         key = (shard, size)
         if key in self._readers:

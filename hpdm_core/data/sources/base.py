@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from hpdm_core.errors import ConfigError
-from hpdm_core.rng import numpy_stream
+from hpdm_core.rng import derive_seed
 
 SourceKind = Literal["auto", "ucf101", "folder", "frames", "csv", "jsonl", "synthetic"]
 Split = Literal["train", "test", "all"]
@@ -101,7 +102,10 @@ def class_names(labels: Sequence[str | None]) -> tuple[str, ...]:
 
 
 def split_by_group(scan: Scan, split: Split, test_fraction: float) -> Scan:
-    """Keep the training or test part of a scan, decided per group by a hash of its name alone."""
+    """Keep the training or test part of a scan. Groups stay whole; each class gives about `test_fraction` of its clips.
+
+    Groups are taken in an order that is a hash of their names; a class never gives all its groups to the test part.
+    """
     if split == "all":
         return scan
     if not 0 < test_fraction < 1:
@@ -109,13 +113,24 @@ def split_by_group(scan: Scan, split: Split, test_fraction: float) -> Scan:
             f"--split {split} needs to know how this source is divided",
             hint="give --test-fraction 0.1 (by group), or --lists DIR with UCF-101's official lists",
         )
-    kept = tuple(c for c in scan.clips if _is_test(c.group or c.id, test_fraction) == (split == "test"))
+    test = _test_groups(scan.clips, test_fraction)
+    kept = tuple(c for c in scan.clips if ((c.label, c.group) in test) == (split == "test"))
     note = f"{split} part of a {test_fraction:g} test split by group: {len(kept)} of {len(scan.clips)} clips"
     return replace(scan, clips=kept, notes=(*scan.notes, note))
 
 
-def _is_test(group: str, test_fraction: float) -> bool:
-    return bool(numpy_stream(0, f"data/split/{group}").random() < test_fraction)
+def _test_groups(clips: Sequence[SourceClip], test_fraction: float) -> set[tuple[str | None, str]]:
+    """The (class, group) pairs of the test part."""
+    sizes = Counter((clip.label, clip.group) for clip in clips)
+    chosen = set()
+    for label in {label for label, _ in sizes}:
+        groups = sorted((key for key in sizes if key[0] == label), key=lambda key: derive_seed(0, f"split/{key[1]}"))
+        wanted, taken = test_fraction * sum(sizes[key] for key in groups), 0
+        for key in groups[:-1]:
+            if taken + sizes[key] / 2 <= wanted:
+                chosen.add(key)
+                taken += sizes[key]
+    return chosen
 
 
 @dataclass
