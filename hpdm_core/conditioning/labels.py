@@ -5,8 +5,11 @@ Shapes: B batch, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
+from hpdm_core.errors import ConfigError
 from hpdm_core.rng import BatchStreams
 
 NULL = -1
@@ -25,6 +28,16 @@ class LabelTokens(nn.Module):
     def forward(self, labels_B: Tensor) -> Tensor:
         """int64 [B] in NULL..num_classes - 1 to [B, 1, D]."""
         return self.table(labels_B.where(labels_B >= 0, self.num_classes))[:, None]
+
+
+def check_labels(labels: Sequence[int], num_classes: int) -> None:
+    """Raise ConfigError unless every label is NULL or a class of the model."""
+    strange = sorted({int(label) for label in labels if not NULL <= label < num_classes})
+    if strange:
+        raise ConfigError(
+            f"label {strange[0]} is not a class of this model",
+            hint=f"its classes are 0 to {num_classes - 1}; {NULL} means no class",
+        )
 
 
 def drop_labels(labels_B: Tensor, share: float, streams: BatchStreams) -> Tensor:

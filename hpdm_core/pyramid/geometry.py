@@ -33,7 +33,7 @@ class Pyramid:
     def __post_init__(self) -> None:
         for axis, whole, part in zip(AXES, self.video, self.patch, strict=True):
             ratio = whole // max(part, 1)
-            if part < 1 or whole % part or ratio & (ratio - 1):
+            if part < 1 or whole < part or whole % part or ratio & (ratio - 1):
                 raise ConfigError(
                     f"{axis}: a video of {whole} is not a power of two times a patch of {part}",
                     hint=f"the nearest possible {axis} is {_nearest_extent(whole, max(part, 1))}",

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpdm_core.conditioning.labels import check_labels
 from hpdm_core.diffusion.guidance import guide
 from hpdm_core.errors import ConfigError
 from hpdm_core.families.hpdm.config import HpdmSample
@@ -44,6 +45,7 @@ class Cascade:
     def __init__(self, family: HpdmFamily, request: Request, options: HpdmSample) -> None:
         self.family, self.request, self.options = family, request, options
         self.pyramid = family.pyramid
+        self._check_conditions()
         self.stop = self._stop_level()
         self.grids = [
             TileGrid(self.pyramid, level, options.overlap_axes, options.window) for level in range(self.stop + 1)
@@ -138,7 +140,26 @@ class Cascade:
                 f"sample.level {self.options.level} does not exist",
                 hint=f"this model has levels 0 to {self.pyramid.num_levels - 1}",
             )
+        frames, *size = self.pyramid.extent(self.options.level)
+        if self.request.frames not in (None, frames) or self.request.size not in (None, tuple(size)):
+            raise ConfigError(
+                f"level {self.options.level} is {frames} frames of {size[0]}x{size[1]}, not what was asked for",
+                hint="give either the level or the frames and size",
+            )
         return self.options.level
+
+    def _check_conditions(self) -> None:
+        """Raise ConfigError for a condition that the model cannot follow."""
+        labels, prompts = self.request.labels, self.request.prompts
+        if prompts is not None:
+            raise ConfigError("this model was not trained on text", hint="leave the prompt out")
+        if labels is None:
+            return
+        if self.family.labels is None:
+            raise ConfigError("this model was trained without classes", hint="leave the class out")
+        if len(labels) != len(self.request.seeds):
+            raise ConfigError(f"{len(labels)} labels for {len(self.request.seeds)} seeds: give one per seed")
+        check_labels(labels, self.family.labels.num_classes)
 
     @staticmethod
     def _entry(values: tuple[T, ...], level: int) -> T:
@@ -236,7 +257,10 @@ class Branch:
             stack.append(torch.cat(windows))
         sigmas = [self.options.context_sigma] * self.level + [sigma]
         noise = torch.stack([self._noise(s, len(z)) for s in sigmas])
-        output, latents = self.net(torch.stack([*stack, z]), noise, chains, self._condition(rows))
+        own = None if self.latents is None else self.latents[rows]
+        # Coarser levels are finished: they start from no latents, and so from zeros.
+        before = None if own is None else torch.stack([torch.zeros_like(own)] * self.level + [own])
+        output, latents = self.net(torch.stack([*stack, z]), noise, chains, self._condition(rows), before)
         return output[-1], latents[-1]
 
     def _cache_terms(self) -> dict[int, Tensor]:

@@ -16,6 +16,7 @@ from hpdm_core.config.schema import (
     Positive,
     SampleSection,
 )
+from hpdm_core.errors import ConfigError
 from hpdm_core.pyramid.geometry import Pyramid
 
 Overlap = Literal["none", "spatial", "time", "full"]
@@ -72,14 +73,24 @@ class HpdmModel(ModelSection):
 
     @model_validator(mode="after")
     def _consistent(self) -> HpdmModel:
-        levels = self.pyramid.num_levels
+        if min(self.token) < 1:
+            raise ValueError(f"token {list(self.token)} must be at least 1 along every axis")
+        try:
+            levels = self.pyramid.num_levels
+        except ConfigError as error:
+            raise ValueError(f"{error} ({error.hint})") from error
         load = self.levels_per_block
-        if any(b < a for a, b in itertools.pairwise(load)) or load[-1] != levels:
+        if not load or any(b < a for a, b in itertools.pairwise(load)) or load[-1] != levels:
             raise ValueError(f"levels_per_block {list(load)} must not decrease and must end with {levels} (the levels)")
         if any(part % size for part, size in zip(self.patch, self.token, strict=True)):
             raise ValueError(f"a patch {list(self.patch)} does not divide into tokens of {list(self.token)}")
         if self.level_weights is not None and len(self.level_weights) != levels:
             raise ValueError(f"level_weights has {len(self.level_weights)} entries for {levels} levels")
+        for width in {self.token_dim, self.latent_dim}:
+            if width % min(self.head_dim, width):
+                raise ValueError(f"a width of {width} does not divide into heads of head_dim {self.head_dim}")
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min} must be below sigma_max {self.sigma_max}")
         return self
 
 

@@ -95,7 +95,8 @@ class HpdmFamily(Family):
         per_level = (torch.stack(weights) * error).mean(dim=1)
         factors = per_level.new_tensor(self.config.level_weights or [1.0] * len(names))
         terms = {name: factors[i] * per_level[i] for i, name in enumerate(names)}
-        return Losses(torch.stack(list(terms.values())).sum(), dict(zip(names, per_level.detach(), strict=True)))
+        parts = dict(zip(names, per_level.detach(), strict=True))
+        return Losses(torch.stack(list(terms.values())).sum(), parts, terms)
 
     def outline(self, request: Request, options: SampleSection) -> Outline:
         """Tiles, steps and network calls of each level."""
