@@ -72,7 +72,7 @@ def halve_frames(frames_THWC: np.ndarray) -> np.ndarray:
     return ((total + 2) >> 2).astype(np.uint8)
 
 
-def frame_pyramid_sizes(size: tuple[int, int], min_side: int = 16) -> tuple[tuple[int, int], ...]:
+def frame_pyramid_sizes(size: tuple[int, int], min_side: int = 8) -> tuple[tuple[int, int], ...]:
     """The sizes, finest first, that repeated halving of `size` reaches with sides of at least `min_side`."""
     sizes = [size]
     while all(side % 2 == 0 and side // 2 >= min_side for side in sizes[-1]):
