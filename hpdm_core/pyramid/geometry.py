@@ -111,8 +111,8 @@ class Pyramid:
         parent = []
         ratios, extent = self.ratio(level), self.extent(level - 1)
         for ratio, part, whole, o in zip(ratios, self.patch, extent, offset, strict=True):
-            # Centres agree where (o + part / 2) / ratio = parent + part / 2; the floor stays containing.
-            centred = o if ratio == 1 else (2 * o + part - ratio * part) // (2 * ratio)
+            # Centres agree where (o + part / 2) / ratio = parent + part / 2: rounded, then clamped to contain.
+            centred = o if ratio == 1 else -((ratio - 2 * o - part + ratio * part) // (2 * ratio))
             lowest = -(-(o - (ratio - 1) * part) // ratio)
             parent.append(min(max(centred, lowest, 0), o // ratio, whole - part))
         return tuple(parent)
