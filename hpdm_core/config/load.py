@@ -30,11 +30,11 @@ Sections = Callable[[str], tuple[type[ModelSection], type[SampleSection]]]
 def load_config(source: str | Path, overrides: Sequence[str], sections: Sections) -> RunConfig:
     """Read preset or YAML file `source`, lay `a.b=c` overrides over it and validate everything.
 
-    A bare word is a preset; anything with a slash or a .yaml suffix is a path. A file may say
+    A bare word is a preset; a Path, and text with a slash or a .yaml suffix, is a path. A file may say
     `extends: <preset or path relative to itself>`: its mappings merge into the parent's, its lists and
     values replace them. Raises ConfigError listing every problem.
     """
-    document = _read_chain(_locate(str(source), Path()), ())
+    document = _read_chain(source if isinstance(source, Path) else _locate(source, Path()), ())
     schema = _schema(document, sections)
     for override in overrides:
         document = document.merge(_override(override, schema))

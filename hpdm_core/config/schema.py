@@ -120,17 +120,13 @@ class TrainSection(Section):
         if (self.max_steps is None) == (self.max_videos is None):
             raise ValueError("set exactly one of max_steps and max_videos")
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of micro_batch {self.micro_batch}"
-            )
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch {self.micro_batch}")
         return self
 
     @property
     def steps(self) -> int:
         """Optimiser steps of a phase that does not set its own."""
-        return (
-            self.max_steps if self.max_steps is not None else -(-int(self.max_videos or 0) // self.batch_size)
-        )
+        return self.max_steps if self.max_steps is not None else -(-int(self.max_videos or 0) // self.batch_size)
 
 
 class RunConfig(Section):

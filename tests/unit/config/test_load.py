@@ -30,6 +30,16 @@ def test_a_good_file_loads_into_the_familys_own_sections(good: Path, load: Load)
     assert config.train.steps == 10
 
 
+def test_a_path_needs_no_suffix_and_text_needs_a_slash_or_one(
+    good: Path, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = good.rename(tmp_path / "bare")
+    monkeypatch.chdir(tmp_path)
+    assert load(Path("bare")) == load("./bare") == load(str(bare))
+    with pytest.raises(ConfigError, match="no preset is named 'bare'"):
+        load("bare")
+
+
 def test_configs_can_be_copied_and_pickled(good: Path, load: Load) -> None:
     config = load(good)
     assert pickle.loads(pickle.dumps(config)) == config
