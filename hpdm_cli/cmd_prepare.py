@@ -10,8 +10,8 @@ import typer
 
 from hpdm_cli import console
 from hpdm_cli.options import DryRun, Workers, parse_size, parse_tolerance
+from hpdm_core.data.backends import BACKENDS, available_backends
 from hpdm_core.data.clip import Recipe
-from hpdm_core.data.decode import BACKENDS, available_backends
 from hpdm_core.data.prepare import PrepareOptions, Progress, Summary, available_cores, prepare_store
 from hpdm_core.data.sources.base import Scan, SourceOptions
 from hpdm_core.data.sources.detect import scan_source

@@ -13,8 +13,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from hpdm_core.data.backends import BACKENDS, Chunks
 from hpdm_core.data.codecs import Codec, Size, encode_frames
-from hpdm_core.data.decode import BACKENDS, CHUNK_FRAMES, Chunks, check_readable, decode_into
+from hpdm_core.data.decode import CHUNK_FRAMES, check_readable, decode_into
 from hpdm_core.data.sources.base import SourceClip
 from hpdm_core.data.synthetic import render_clip
 from hpdm_core.errors import CorruptVideo
@@ -75,35 +76,27 @@ def _prepare_video(job: ClipJob) -> ClipResult:
     )
     found = decoded.probe
     missing = (found.expected_frames or 0) - decoded.num_frames
-    notes = [f"upscaled from {found.width}x{found.height}"] if _is_upscaled(job, found.height, found.width) else []
-    if found.vfr:
-        notes.append("variable frame rate")
-    if found.rotation:
-        notes.append(f"rotation of {found.rotation} degrees not applied")
+    notes = ["variable frame rate"] if found.vfr else []
     if missing > 0 and job.recipe.max_frames is None:
         notes.append(f"{missing} frames fewer than the header says")
     return sink.result(
         fps=found.fps,
-        source=(found.height, found.width),
         captions=job.clip.captions,
         sha256=_file_hash(job.clip.paths),
         decoder=decoded.backend,
-        notes=tuple(notes),
+        notes=notes,
     )
 
 
 def _prepare_images(job: ClipJob) -> ClipResult:
     paths = job.clip.paths[: job.recipe.max_frames]
-    with _opened(paths[0]) as first:
-        width, height = first.size
     sink = _store(job, (np.stack([frame]) for frame in map(_read_image, paths)))
     return sink.result(
         fps=job.clip.fps,
-        source=(height, width),
         captions=job.clip.captions,
         sha256=_file_hash(paths),
         decoder="pillow",
-        notes=(f"upscaled from {width}x{height}",) if _is_upscaled(job, height, width) else (),
+        notes=[],
     )
 
 
@@ -116,16 +109,11 @@ def _prepare_synthetic(job: ClipJob) -> ClipResult:
     sink = _store(job, iter([video]))
     return sink.result(
         fps=info.fps,
-        source=size,
         captions=(info.caption,),
         sha256=hashlib.sha256(video.tobytes()).hexdigest(),
         decoder="synthetic",
-        notes=(),
+        notes=[],
     )
-
-
-def _is_upscaled(job: ClipJob, height: int, width: int) -> bool:
-    return height < job.recipe.sizes[0][0] or width < job.recipe.sizes[0][1]
 
 
 def _opened(path: Path) -> Image.Image:
@@ -179,9 +167,12 @@ class _Sink:
         self._recipe = job.recipe
         self._frame_bytes: list[list[int]] = [[] for _ in job.recipe.sizes]
         self._crc32 = [0] * len(job.recipe.sizes)
+        self._source: Size | None = None
 
     def write(self, files: Sequence[BinaryIO], frames_THWC: np.ndarray) -> None:
         """Resize, halve down the pyramid, encode, append."""
+        height, width = frames_THWC.shape[1:3]
+        self._source = self._source or (height, width)
         level = resize_frames(frames_THWC, self._recipe.sizes[0], fit=self._recipe.fit)
         for i, file in enumerate(files):
             level = level if i == 0 else halve_frames(level)
@@ -191,24 +182,22 @@ class _Sink:
                 self._crc32[i] = zlib.crc32(blob, self._crc32[i])
 
     def result(
-        self,
-        fps: float | None,
-        source: Size,
-        captions: tuple[str, ...],
-        sha256: str,
-        decoder: str,
-        notes: tuple[str, ...],
+        self, fps: float | None, captions: tuple[str, ...], sha256: str, decoder: str, notes: list[str]
     ) -> ClipResult:
         """The account of the clip just written."""
+        height, width = self._source or (0, 0)
+        finest = self._recipe.sizes[0]
+        if height < finest[0] or width < finest[1]:
+            notes = [f"upscaled from {height}x{width}", *notes]
         return ClipResult(
             num_frames=len(self._frame_bytes[0]),
             fps=None if fps is None else round(fps, 4),
-            width=source[1],
-            height=source[0],
+            width=width,
+            height=height,
             captions=captions,
             sha256=sha256,
             decoder=decoder,
-            notes=notes,
+            notes=tuple(notes),
             frame_bytes=tuple(tuple(lengths) for lengths in self._frame_bytes),
             crc32=tuple(self._crc32),
         )

@@ -2,7 +2,8 @@
 
 Random access returns wrong frames in open-GOP streams, so there is none here. PyAV reads the header and the
 packet times first (`probe`); decord then decodes; whatever decord cannot do, PyAV tries. Both give the
-same pixels in sequential decoding. Call these functions in a child process (`isolate`): a decoder may hang.
+same pixels in sequential decoding. Call these functions in a child process (`isolate`): a decoder may hang. Paths are
+made absolute, because FFmpeg takes `a:b.mp4` for a protocol.
 
 What can be detected: a file that decodes more than a tenth (and more than two frames) short of the
 number of frames that its header promises is refused as `truncated`. A container whose header was never written
@@ -15,30 +16,19 @@ Shapes: T frames, H W pixels.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from hpdm_core.errors import ConfigError, CorruptVideo, EnvironmentProblem
+from hpdm_core.data.backends import BACKENDS, BackendFailed, Chunks, backend_version, load_backend
+from hpdm_core.errors import CorruptVideo
 
 R = TypeVar("R")
-Chunks = Iterator[np.ndarray]
-Backend = Callable[[Path, int], Chunks]
 
-BACKENDS = ("decord", "av")
 CHUNK_FRAMES = 16
-# decord reads these when it is first imported; its default of 10240 retries looks like a hang.
-CHILD_ENVIRONMENT = {
-    "DECORD_EOF_RETRY_MAX": "256",
-    "DECORD_REWIND_RETRY_MAX": "4",
-    "OMP_NUM_THREADS": "1",
-}
-
 _OS_REASONS = {
     errno.ENOENT: "missing",
     errno.EACCES: "permission",
@@ -47,29 +37,18 @@ _OS_REASONS = {
 }
 
 
-class BackendFailed(Exception):
-    """One backend could not decode the file; `reason` is the word for counting."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What a container says of its first video stream, and what its packet times show.
 
     `expected_frames` is None where the header promises no number. `fps` is an average where `vfr` (variable
-    frame rate). `rotation` is in degrees and is not applied to the frames.
+    frame rate).
     """
 
-    width: int
-    height: int
     codec: str
     fps: float | None
     vfr: bool
     expected_frames: int | None
-    rotation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +82,11 @@ def decode_into(
     found = probe(path)
     failure = BackendFailed("decode-error", "no decoder was tried")
     for name in backends:
-        count = _Count(max_frames)
+        count = _Count(found.expected_frames, max_frames)
         try:
             result = consume(count.through(load_backend(name)(path, CHUNK_FRAMES)))
-            count.check(found.expected_frames)
         except BackendFailed as error:
-            if count.frames and error.reason == "decode-error" and count.is_short(found.expected_frames):
+            if count.frames and error.reason == "decode-error" and count.is_short():
                 error.reason = "truncated"
             failure = error
             continue
@@ -119,32 +97,28 @@ def decode_into(
 
 
 class _Count:
-    """Counts frames on their way and stops at a limit."""
+    """Counts frames on their way, stops at a limit, and complains at the end if there were too few."""
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, expected: int | None, limit: int | None) -> None:
         self.frames = 0
+        self._expected = expected
         self._limit = limit
 
     def through(self, chunks: Chunks) -> Chunks:
         for chunk in chunks:
-            room = len(chunk) if self._limit is None else self._limit - self.frames
-            kept = chunk[:room]
+            kept = chunk if self._limit is None else chunk[: self._limit - self.frames]
             self.frames += len(kept)
             yield kept
             if self._limit is not None and self.frames >= self._limit:
                 return
-
-    def is_short(self, expected: int | None) -> bool:
-        if expected is None:
-            return False
-        expected = expected if self._limit is None else min(expected, self._limit)
-        return expected - self.frames > max(2, expected // 10)
-
-    def check(self, expected: int | None) -> None:
         if self.frames == 0:
             raise BackendFailed("no-frames", "the decoder gave no frame")
-        if self.is_short(expected):
-            raise BackendFailed("truncated", f"{self.frames} frames decoded, the header promises {expected}")
+        if self.is_short():
+            raise BackendFailed("truncated", f"{self.frames} frames decoded, the header promises {self._expected}")
+
+    def is_short(self) -> bool:
+        """Whether frames are missing by a clear margin."""
+        return self._expected is not None and self._expected - self.frames > max(2, self._expected // 10)
 
 
 def check_readable(path: Path) -> None:
@@ -164,7 +138,7 @@ def probe(path: Path) -> Probe:
     from av.error import FFmpegError
 
     try:
-        container = av.open(str(path), metadata_errors="replace")
+        container = av.open(str(path.absolute()), metadata_errors="replace")
     except (FFmpegError, ValueError) as error:
         raise CorruptVideo(f"{path} is not a video: {error}", reason="not-a-video") from error
     with container:
@@ -172,17 +146,13 @@ def probe(path: Path) -> Probe:
         if not streams:
             raise CorruptVideo(f"{path} has no video stream", reason="no-video-stream")
         stream = streams[0]
-        context = stream.codec_context
         seconds = _packet_seconds(container, stream)
         fps, vfr = frame_rate(seconds, float(stream.average_rate) if stream.average_rate else None)
         return Probe(
-            width=context.width,
-            height=context.height,
-            codec=context.name,
+            codec=stream.codec_context.name,
             fps=fps,
             vfr=vfr,
-            expected_frames=_expected_frames(stream, fps, vfr),
-            rotation=0,
+            expected_frames=_expected_frames(container, stream, fps, vfr),
         )
 
 
@@ -209,7 +179,7 @@ def _packet_seconds(container: Any, stream: Any) -> list[float]:
 def frame_rate(seconds: Sequence[float], nominal: float | None) -> tuple[float | None, bool]:
     """Average frames per second of presentation times, and whether the rate varies.
 
-    It varies when more than 2 % of the intervals differ from the median by more than a quarter.
+    It varies when more than three intervals, and more than 2 % of them, differ from the median by more than a quarter.
     """
     if len(seconds) < 3:
         return nominal, False
@@ -217,88 +187,22 @@ def frame_rate(seconds: Sequence[float], nominal: float | None) -> tuple[float |
     median = float(np.median(gaps))
     if median <= 0:
         return nominal, False
-    vfr = bool(np.mean(np.abs(gaps - median) > 0.25 * median) > 0.02)
+    vfr = int(np.sum(np.abs(gaps - median) > 0.25 * median)) > max(3, len(gaps) // 50)
     average = len(gaps) / (seconds[-1] - seconds[0])
     return (average if vfr or nominal is None else nominal), vfr
 
 
-def _expected_frames(stream: Any, fps: float | None, vfr: bool) -> int | None:
-    """The number of frames that the header promises, directly or as duration times rate."""
+def _expected_frames(container: Any, stream: Any, fps: float | None, vfr: bool) -> int | None:
+    """The number of frames that the header promises, directly or as duration times rate.
+
+    A container's own duration counts only where no other stream can have set it.
+    """
     if stream.frames:
         return int(stream.frames)
-    if stream.duration and stream.time_base and fps and not vfr:
+    if not fps or vfr:
+        return None
+    if stream.duration and stream.time_base:
         return round(float(stream.duration * stream.time_base) * fps)
+    if container.duration and len(container.streams) == 1:
+        return round(container.duration / 1e6 * fps)
     return None
-
-
-def load_backend(name: str) -> Backend:
-    """A backend by name, or your own as `module:function` with the signature of `Backend`."""
-    if name in _BUILT_IN:
-        return _BUILT_IN[name]
-    module, _, function = name.partition(":")
-    if not function:
-        raise ConfigError(
-            f"unknown decoder {name!r}", hint=f"choose from {', '.join(BACKENDS)}, or give module:function"
-        )
-    return getattr(import_module(module), function)
-
-
-def available_backends(names: Sequence[str] = BACKENDS) -> tuple[str, ...]:
-    """Those of `names` that can be imported on this machine; EnvironmentProblem where none can."""
-    found = []
-    for name in names:
-        try:
-            import_module(name.partition(":")[0])
-        except (ImportError, OSError):
-            continue
-        found.append(name)
-    if not found:
-        raise EnvironmentProblem(f"no video decoder among {', '.join(names)}", hint="pip install av")
-    return tuple(found)
-
-
-def backend_version(name: str) -> str:
-    """`decord 0.6.0`, as the index records it; a backend of your own is recorded by name."""
-    return f"{name} {version(name)}" if name in _BUILT_IN else name
-
-
-def _decord_chunks(path: Path, chunk: int) -> Chunks:
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
-    try:
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-        for first in range(0, len(reader), chunk):
-            frames = []
-            for _ in range(first, min(first + chunk, len(reader))):
-                frames.append(reader.next().asnumpy())
-            yield np.stack(frames)
-    except StopIteration:
-        raise BackendFailed("truncated", "decord: the stream ended early") from None
-    except (RuntimeError, decord.DECORDError) as error:
-        first_line = (str(error).strip() or "unknown error").splitlines()[0]
-        raise BackendFailed("decode-error", f"decord: {first_line}") from error
-
-
-def _av_chunks(path: Path, chunk: int) -> Chunks:
-    import av
-    from av.error import FFmpegError
-
-    frames: list[np.ndarray] = []
-    try:
-        with av.open(str(path), metadata_errors="replace") as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            for frame in container.decode(stream):
-                image = frame.to_ndarray(format="rgb24")
-                if frames and (len(frames) == chunk or frames[0].shape != image.shape):
-                    yield np.stack(frames)
-                    frames = []
-                frames.append(image)
-    except (FFmpegError, ValueError) as error:
-        raise BackendFailed("decode-error", f"av: {error}") from error
-    if frames:
-        yield np.stack(frames)
-
-
-_BUILT_IN: dict[str, Backend] = {"decord": _decord_chunks, "av": _av_chunks}

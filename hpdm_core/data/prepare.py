@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hpdm_core.data.backends import CHILD_ENVIRONMENT, available_backends
 from hpdm_core.data.clip import Recipe, prepare_clip
-from hpdm_core.data.decode import CHILD_ENVIRONMENT, available_backends
 from hpdm_core.data.isolate import ChildDied, DeadlineExceeded, IsolatedWorker
 from hpdm_core.data.shard import (
     CLIPS_PER_SHARD,
@@ -100,11 +100,10 @@ def prepare_store(
     `command` is recorded in the store as what made it. Raises ConfigError if `out` holds something else, and DataError,
     after all clips were tried, if more than `options.max_bad` failed or none is left.
     """
-    backends = set(available_backends(recipe.backends))
+    available_backends(recipe.backends)
     shards = [scan.clips[i : i + CLIPS_PER_SHARD] for i in range(0, len(scan.clips), CLIPS_PER_SHARD)]
     with _claimed(out, _plan(scan, recipe)):
         work = _Work(out, scan, recipe, options, on_progress)
-        logger.info("%d clips in %d shards, decoders: %s", len(scan.clips), len(shards), ", ".join(sorted(backends)))
         work.run(shards)
         records = [record for i in range(len(shards)) if (record := read_shard_record(out, i)) is not None]
         return _complete(out, scan, recipe, options, records, command)
