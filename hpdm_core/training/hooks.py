@@ -171,7 +171,9 @@ class GradShareHook:
         streams = BatchStreams(trainer.train.seed, batch.positions, trainer.world.device)
         norms: dict[str, Tensor] = {}
         for role in trainer.roles:
-            with computing(trainer.train, trainer.world.device):
+            # Eager: compiled blocks free what a second backward pass through the same graph needs.
+            eager = torch.compiler.set_stance("force_eager")
+            with eager, computing(trainer.train, trainer.world.device):
                 terms = trainer.family.losses(role.name, batch, streams).terms
             for name, term in terms.items():
                 params = list(role.params.values())
@@ -216,7 +218,9 @@ class SampleHook:
         family = self._trainer.family
         family.eval()
         try:
-            with self._trainer.ema.applied(), torch.no_grad():
+            # Eager: the shapes of sampling would only crowd the compiled blocks' caches.
+            eager = torch.compiler.set_stance("force_eager")
+            with self._trainer.ema.applied(), torch.no_grad(), eager:
                 self._sample(family, folder)
         finally:
             family.train()

@@ -30,6 +30,7 @@ from hpdm_core.training.hooks import CheckpointHook, GradShareHook, LogHook, Run
 from hpdm_core.training.loop import Hook, Trainer
 from hpdm_core.training.optim import RoleOptimizer
 from hpdm_core.training.resume import check_resumable, restored_state, run_tensors, save_run
+from hpdm_core.training.samples import grid_sampler
 from hpdm_core.training.source import Source, StoreSource, find_store, with_classes
 from hpdm_core.training.state import TrainState, phase_batch
 from hpdm_core.training.switches import apply_switches
@@ -80,7 +81,7 @@ def fit(
     device: str | None = None,
     sample: SampleFn | None = None,
 ) -> TrainResult:
-    """`train` on any source of batches, with any sampler."""
+    """`train` on any source of batches; `sample` replaces the sampler that `sample_every_steps` runs."""
     config = with_classes(config, source.classes)
     stop = StopRequest(time_limit)
     if fresh and out.is_dir() and any(out.iterdir()):
@@ -190,8 +191,9 @@ class _Run:
         hooks: list[Hook] = [line, save]
         if train.grad_share_every_steps is not None:
             hooks.insert(0, GradShareHook(trainer, train.grad_share_every_steps, line))
-        if train.sample_every_steps is not None and self.sample is not None:
-            hooks.append(SampleHook(trainer, self.out, train.sample_every_steps, self.sample))
+        if train.sample_every_steps is not None:
+            sample = self.sample or grid_sampler(self.config, self.source, self.world)
+            hooks.append(SampleHook(trainer, self.out, train.sample_every_steps, sample))
         return hooks
 
 

@@ -18,6 +18,9 @@ from hpdm_core.families.base import Family
 from hpdm_core.families.registry import build_family
 from hpdm_core.training.distributed import World
 
+PROCEDURAL = ("demo", "smoke")
+"""Datasets of the presets that train on made-up clips."""
+
 
 class Source(Protocol):
     """What the loop needs of a dataset. Item `position` of its stream never depends on ranks or batch sizes."""
@@ -110,12 +113,16 @@ def find_store(config: RunConfig, given: Path | None) -> Path:
 def prepare_line(config: RunConfig, out: Path) -> str:
     """The command that prepares what `config` trains on."""
     family = weightless_family(config)
-    height, width = family.view(family.phases()[-1].name).sizes[0]
+    view = family.view(family.phases()[-1].name)
+    height, width = view.sizes[0]
     dataset = config.data.dataset
-    known = {"ucf101": "ucf101 path/to/UCF-101", "synthetic": "synthetic"}
-    source = known.get(dataset, "auto path/to/videos")
-    kind, _, where = source.partition(" ")
-    return " ".join(f"hpdm prepare-data {where} --source {kind} --size {height}x{width} --out {out}".split())
+    if dataset.startswith("ucf101"):
+        source = "path/to/UCF-101 --source ucf101"
+    elif dataset in PROCEDURAL:
+        source = f"--source synthetic --frames {view.frames}"
+    else:
+        source = "path/to/videos --source auto"
+    return f"hpdm prepare-data {source} --size {height}x{width} --out {out}"
 
 
 def weightless_family(config: RunConfig) -> Family:

@@ -1,0 +1,94 @@
+"""`hpdm train`: train a preset; the same command again continues."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hpdm_cli import console
+from hpdm_cli.options import Device, DryRun, Out, Overrides, Preset, Store, TimeLimit, parse_duration
+from hpdm_core.config.load import dump_config
+from hpdm_core.errors import DataError
+
+if TYPE_CHECKING:
+    from hpdm_core.training.plan import PhasePlan, TrainPlan
+
+
+def train(
+    preset: Preset,
+    data: Store = None,
+    out: Out = None,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Refuse to continue in a used directory.")] = False,
+    time_limit: TimeLimit = None,
+    device: Device = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a preset on a prepared store.
+
+    The run directory is --out, or runs/<preset>. The same command again continues from the newest
+    checkpoint there. SIGTERM, SIGINT, SIGUSR1 and --time-limit end the run cleanly with exit code 75.
+    """
+    limit = parse_duration(time_limit) if time_limit else None
+    run = out or Path("runs") / Path(preset).stem
+    from hpdm_core.families.registry import load_run_config
+    from hpdm_core.training.plan import plan_training
+    from hpdm_core.training.source import find_store
+
+    config = load_run_config(preset, overrides or [])
+    missing: DataError | None = None
+    store: Path | None = None
+    try:
+        store = find_store(config, data)
+    except DataError as error:
+        missing = error
+        if not dry_run:
+            raise
+    plan = plan_training(config, store)
+    if dry_run:
+        console.print_result(dump_config(plan.config) + "\n" + describe(plan, store, run))
+        if missing is not None:
+            raise missing
+        return
+    for line in describe(plan, store, run).splitlines():
+        console.print_note(line)
+    from hpdm_core.training.run import train as run_training
+
+    result = run_training(config, store, run, fresh=fresh, time_limit=limit, device=device)
+    console.print_result(f"trained {result.videos_seen:,} videos in {result.step:,} steps: {result.weights}")
+    console.print_note(f"next: hpdm sample --ckpt {run}")
+
+
+def describe(plan: TrainPlan, store: Path | None, run: Path) -> str:
+    """The plan in lines for people."""
+    lines = [f"run: {run}", f"store: {store or 'none yet'}", f"parameters: {plan.parameters:,}"]
+    for phase in plan.phases:
+        lines += _describe_phase(phase)
+    outline = plan.sampling
+    height, width = outline.size
+    lines.append(f"sampling one video of {outline.frames}x{height}x{width}:")
+    for stage in outline.stages:
+        lines.append(
+            f"  {stage.name}: {stage.frames}x{stage.size[0]}x{stage.size[1]}, {stage.steps} steps of "
+            f"{stage.solver}, {stage.tiles} tiles, {stage.calls * stage.tiles:,} network calls"
+        )
+    total = sum(stage.calls * stage.tiles for stage in outline.stages)
+    return "\n".join([*lines, f"  {total:,} network calls in all"])
+
+
+def _describe_phase(phase: PhasePlan) -> list[str]:
+    sizes = ", ".join(f"{height}x{width}" for height, width in phase.sizes)
+    lines = [
+        f"phase {phase.name}: {phase.steps:,} steps of {phase.batch_size} videos "
+        f"in {phase.micro_batches} micro-batches, {phase.videos:,} videos in all",
+        f"  reads clips of at least {phase.frames} frames at {sizes}",
+    ]
+    if phase.clips is not None:
+        lines.append(
+            f"  {phase.clips:,} clips kept, {phase.batches_per_epoch:,.1f} batches per epoch, "
+            f"{phase.videos / phase.clips:,.1f} epochs"
+        )
+        lines += [f"  {count:,} clips dropped: {reason}" for reason, count in (phase.dropped or {}).items()]
+    return lines
