@@ -7,7 +7,7 @@ where a_k are block *inputs*, taken before the level's own fusion, so that all l
 kept as three products, own + context + position: the same map, several times faster than one ragged
 matrix of 2d + 3 columns, and the last two can be cached per tile at sampling time.
 
-Shapes: L levels, B batch, N tokens, D width.
+Shapes: L levels, B batch, N tokens, D width; `...` stands for any leading axes.
 """
 
 from __future__ import annotations
@@ -50,22 +50,22 @@ class Fusion(nn.Module):
         for weight in (w for w in others if w is not None):
             nn.init.zeros_(weight) if identity else nn.init.uniform_(weight, -bound, bound)
 
-    def context_term(self, context_RND: Tensor | None, coordinates_RN3: Tensor) -> Tensor | None:
-        """The part of the output that does not depend on the tokens' own features, [R, N, D]."""
+    def context_term(self, context: Tensor | None, coordinates: Tensor) -> Tensor | None:
+        """The part of the output that does not depend on the tokens' own features, [..., N, D]."""
         term = None
         if self.position is not None:
             # A product with three rows, written as a sum: no ragged matrix multiplication.
-            c = coordinates_RN3
+            c = coordinates
             term = c[..., :1] * self.position[0] + c[..., 1:2] * self.position[1] + c[..., 2:] * self.position[2]
-        if self.context is not None and context_RND is not None:
-            projected = self.context(context_RND)
+        if self.context is not None and context is not None:
+            projected = self.context(context)
             term = projected if term is None else projected + term
         return term
 
-    def forward(self, x_RND: Tensor, term_RND: Tensor | None) -> Tensor:
-        """Fused tokens [R, N, D] from own features and `context_term`."""
-        own = self.own(x_RND).float()
-        return own if term_RND is None else own + term_RND
+    def forward(self, x: Tensor, term: Tensor | None) -> Tensor:
+        """Fused tokens [..., N, D] in fp32, from own features and `context_term`."""
+        own = self.own(x).float()
+        return own if term is None else own + term
 
 
 def context_maps(pyramid: Pyramid, offsets_BL3: Tensor, token: Extent) -> Maps:

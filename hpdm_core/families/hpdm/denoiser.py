@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from hpdm_core.config.schema import Extent
 from hpdm_core.families.hpdm.config import HpdmModel
 from hpdm_core.families.hpdm.context import (
     Fusion,
+    Maps,
     context_maps,
     coordinate_grids,
     mean_context,
@@ -34,22 +36,81 @@ from hpdm_core.nn.embeddings import ScalarEmbedding
 CHANNELS = 3
 
 
+class Nested(NamedTuple):
+    """Where the patches of a joint pass lie: interpolation matrices per (fine, coarse) pair, token positions."""
+
+    maps: Maps
+    coordinates_LBN3: Tensor
+
+
+class Stem(nn.Module):
+    """Cut pixels to tokens: linear, norm, plus learned position and level."""
+
+    def __init__(self, num_inputs: int, num_tokens: int, num_levels: int, dim: int) -> None:
+        super().__init__()
+        self.tokenize, self.norm = nn.Linear(num_inputs, dim), layer_norm(dim)
+        self.position = nn.Parameter(torch.empty(num_tokens, dim))
+        self.level = nn.Parameter(torch.empty(num_levels, dim))
+        init_linear_(self.tokenize)
+        nn.init.normal_(self.position, std=0.02)
+        nn.init.normal_(self.level, std=0.02)
+
+    def forward(self, pixels_LBNE: Tensor, first: int) -> Tensor:
+        """fp32 tokens [L, B, N, D] of the levels `first`, `first` + 1, …"""
+        x = self.norm(self.tokenize(pixels_LBNE)).float()
+        return x + self.position + self.level[first : first + len(x), None, None]
+
+
+class Head(nn.Module):
+    """Tokens back to pixels: norm, linear. A small start keeps the first steps calm; zeros would stall LAMB."""
+
+    def __init__(self, dim: int, num_outputs: int) -> None:
+        super().__init__()
+        self.norm, self.detokenize = layer_norm(dim), nn.Linear(dim, num_outputs)
+        nn.init.normal_(self.detokenize.weight, std=0.02 / math.sqrt(dim))
+        nn.init.zeros_(self.detokenize.bias)
+
+    def forward(self, x_LBND: Tensor) -> Tensor:
+        """fp32 [L, B, N, E]."""
+        return self.detokenize(self.norm(x_LBND)).float()
+
+
 class FusedBlock(nn.Module):
     """Deep context fusion followed by a RIN block: the unit that is compiled, sharded and counted."""
 
-    def __init__(self, config: HpdmModel, *, fuses: bool) -> None:
+    def __init__(self, config: HpdmModel, grid: Extent, *, fuses: bool) -> None:
         super().__init__()
+        self.grid, self.deep, self.gradient = grid, config.fusion == "deep", config.context_gradient
         self.fusion = Fusion(config) if fuses else None
         self.rin = RinBlock(config)
 
     def forward(
-        self, x_RND: Tensor, z_RKZ: Tensor, condition_RMD: Tensor, term_FND: Tensor | None, num_unfused: int
+        self,
+        x_LBND: Tensor,
+        z_LBKZ: Tensor,
+        condition_LBMD: Tensor,
+        nested: Nested | None = None,
+        term_BND: Tensor | None = None,
+        *,
+        fuse: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Fuse all rows but the first `num_unfused` (level 0 has no fusion) with their terms, then the RIN block."""
-        if self.fusion is not None and num_unfused < len(x_RND):
-            fused = self.fusion(x_RND[num_unfused:], term_FND)
-            x_RND = torch.cat([x_RND[:num_unfused], fused]) if num_unfused else fused
-        return self.rin(x_RND, z_RKZ, condition_RMD)
+        """New tokens and latents of the first L levels together (`nested`), or of one level alone.
+
+        Together, each level above 0 is fused with what the coarser ones hold before this block. Alone, a
+        level is fused (`fuse`) with its ready-made `term_BND`.
+        """
+        levels, batch = x_LBND.shape[:2]
+        if nested is not None and self.fusion is not None and levels > 1:
+            x_LBND = torch.cat([x_LBND[:1], self._fuse_levels(x_LBND, nested)])
+        elif fuse and self.fusion is not None:
+            x_LBND = self.fusion(x_LBND, term_BND)
+        x, z = self.rin(x_LBND.flatten(0, 1), z_LBKZ.flatten(0, 1), condition_LBMD.flatten(0, 1))
+        return x.unflatten(0, (levels, batch)), z.unflatten(0, (levels, batch))
+
+    def _fuse_levels(self, x_LBND: Tensor, nested: Nested) -> Tensor:
+        fusion: Fusion = self.fusion  # type: ignore[assignment]
+        context = mean_context(x_LBND, nested.maps, self.grid, gradient=self.gradient) if self.deep else None
+        return fusion(x_LBND[1:], fusion.context_term(context, nested.coordinates_LBN3[1 : len(x_LBND)]))
 
 
 @dataclass
@@ -70,28 +131,19 @@ class HierarchicalDenoiser(nn.Module):
         self.grid: Extent = tuple(p // t for p, t in zip(config.patch, config.token, strict=True))  # type: ignore[assignment]
         d, z, levels = config.token_dim, config.latent_dim, self.pyramid.num_levels
         pixels = math.prod(config.token) * CHANNELS
-        self.tokenize = nn.Linear(pixels * (2 if config.fusion == "shallow" else 1), d)
-        self.stem_norm = layer_norm(d)
-        self.token_position = nn.Parameter(torch.empty(math.prod(self.grid), d))
-        self.level_embedding = nn.Parameter(torch.empty(levels, d))
+        inputs = pixels * (2 if config.fusion == "shallow" else 1)
+        self.stem = Stem(inputs, math.prod(self.grid), levels, d)
         self.latent_start = nn.Parameter(torch.empty(config.num_latents, z))
         self.noise = ScalarEmbedding(d)
         self.condition_norm = layer_norm(d)
-        self.blocks = nn.ModuleList(FusedBlock(config, fuses=n > 1) for n in config.levels_per_block)
-        self.output_norm, self.detokenize = layer_norm(d), nn.Linear(d, pixels)
+        self.blocks = nn.ModuleList(FusedBlock(config, self.grid, fuses=n > 1) for n in config.levels_per_block)
+        self.head = Head(d, pixels)
+        nn.init.normal_(self.latent_start, std=0.02)
+        init_linear_(self.noise)
+        for block in self.blocks:
+            init_linear_(block.rin)  # type: ignore[arg-type]
         if config.self_conditioning > 0:
-            self.latent_mlp = feed_forward(z, config.mlp_ratio)
-            self.latent_norm = layer_norm(z)
-        self._init()
-
-    def _init(self) -> None:
-        for module in (self.tokenize, self.noise, self.detokenize, *(b.rin for b in self.blocks)):  # type: ignore[union-attr]
-            init_linear_(module)
-        for parameter in (self.token_position, self.level_embedding, self.latent_start):
-            nn.init.normal_(parameter, std=0.02)
-        # A small output keeps the first steps calm; exact zeros would stall LAMB's trust ratio.
-        nn.init.normal_(self.detokenize.weight, std=0.02 / math.sqrt(self.config.token_dim))
-        if self.config.self_conditioning > 0:
+            self.latent_mlp, self.latent_norm = feed_forward(z, config.mlp_ratio), layer_norm(z)
             init_linear_(self.latent_mlp)
             nn.init.zeros_(self.latent_norm.weight)
 
@@ -113,18 +165,18 @@ class HierarchicalDenoiser(nn.Module):
         x = self._embed(z_LBCTHW, self._shallow(z_LBCTHW, offsets_BL3))
         z = self._start(latents_LBKZ, levels, batch)
         y = self._condition(noise_LB, condition_BMD)
-        maps = context_maps(self.pyramid, offsets_BL3, config.token) if config.fusion == "deep" else {}
-        coords = coordinate_grids(self.pyramid, offsets_BL3, config.token)
+        nested = Nested(
+            context_maps(self.pyramid, offsets_BL3, config.token) if config.fusion == "deep" else {},
+            coordinate_grids(self.pyramid, offsets_BL3, config.token),
+        )
         active_x, active_z = x[:0], z[:0]
         for block, full_load in zip(self.blocks, config.levels_per_block, strict=True):
             load = min(full_load, levels)
             if load > len(active_x):
                 active_x = torch.cat([active_x, x[len(active_x) : load]])
                 active_z = torch.cat([active_z, z[len(active_z) : load]])
-            term = self._terms(block, active_x, maps, coords)
-            new_x, new_z = block(active_x.flatten(0, 1), active_z.flatten(0, 1), y[:load].flatten(0, 1), term, batch)
-            active_x, active_z = new_x.unflatten(0, (load, batch)), new_z.unflatten(0, (load, batch))
-        return self._output(active_x.flatten(0, 1)).unflatten(0, (levels, batch)), active_z
+            active_x, active_z = block(active_x, active_z, y[:load], nested)
+        return self._output(active_x), active_z
 
     def level_forward(
         self,
@@ -142,39 +194,27 @@ class HierarchicalDenoiser(nn.Module):
 
         keep: blocks whose inputs to return, as context for finer levels.
         """
-        x = self._embed(z_BCTHW[None], None if shallow_BCTHW is None else shallow_BCTHW[None], first=level)[0]
-        z = self._start(None if latents_BKZ is None else latents_BKZ[None], 1, len(x))[0]
-        y = self._condition(noise_B[None], condition_BMD)[0]
+        x = self._embed(z_BCTHW[None], None if shallow_BCTHW is None else shallow_BCTHW[None], first=level)
+        z = self._start(None if latents_BKZ is None else latents_BKZ[None], 1, len(z_BCTHW))
+        y = self._condition(noise_B[None], condition_BMD)
         features: dict[int, Tensor] = {}
         for b in range(self.config.first_blocks[level], len(self.blocks)):
             if b in keep:
-                features[b] = x
-            x, z = self.blocks[b](x, z, y, terms.get(b), len(x) if level == 0 else 0)
-        return LevelOutput(self._output(x), z, features)
+                features[b] = x[0]
+            x, z = self.blocks[b](x, z, y, term_BND=terms.get(b), fuse=level > 0)
+        return LevelOutput(self._output(x)[0], z[0], features)
 
     def fusion_term(self, block: int, context_BND: Tensor | None, coordinates_BN3: Tensor) -> Tensor | None:
         """The cacheable part of block `block`'s fusion: W_context context + W_position position."""
         fusion: Fusion = self.blocks[block].fusion  # type: ignore[assignment]
         return fusion.context_term(context_BND, coordinates_BN3)
 
-    def _terms(self, block: nn.Module, a_LBND: Tensor, maps: dict, coords_LBN3: Tensor) -> Tensor | None:
-        """The fusion terms of levels 1.. as rows [(load - 1) * B, N, D]; None where nothing is fused."""
-        load = len(a_LBND)
-        if load == 1:
-            return None
-        context = None
-        if self.config.fusion == "deep":
-            context = mean_context(a_LBND, maps, self.grid, gradient=self.config.context_gradient).flatten(0, 1)
-        return block.fusion.context_term(context, coords_LBN3[1:load].flatten(0, 1))  # type: ignore[union-attr, operator]
-
     def _embed(self, z_LBCTHW: Tensor, shallow_LBCTHW: Tensor | None, first: int = 0) -> Tensor:
         """Tokens [L, B, N, D] in fp32 for the levels `first`, `first` + 1, …"""
-        levels, batch = z_LBCTHW.shape[:2]
-        tokens = tokenize(z_LBCTHW.flatten(0, 1), self.config.token)
+        pixels = tokenize(z_LBCTHW.flatten(0, 1), self.config.token)
         if shallow_LBCTHW is not None:
-            tokens = torch.cat([tokens, tokenize(shallow_LBCTHW.flatten(0, 1), self.config.token)], -1)
-        x = self.stem_norm(self.tokenize(tokens)).float().unflatten(0, (levels, batch))
-        return x + self.token_position + self.level_embedding[first : first + levels, None, None]
+            pixels = torch.cat([pixels, tokenize(shallow_LBCTHW.flatten(0, 1), self.config.token)], -1)
+        return self.stem(pixels.unflatten(0, z_LBCTHW.shape[:2]), first)
 
     def _shallow(self, z_LBCTHW: Tensor, offsets_BL3: Tensor) -> Tensor | None:
         """The shallow baseline's extra input: each level's view of the one before; zeros for level 0."""
@@ -202,7 +242,8 @@ class HierarchicalDenoiser(nn.Module):
             tokens = torch.cat([tokens, condition_BMD.expand(levels, -1, -1, -1).to(tokens.dtype)], dim=2)
         return self.condition_norm(tokens)
 
-    def _output(self, x_RND: Tensor) -> Tensor:
-        """Predictions [R, C, T, H, W] in fp32."""
-        tokens = self.detokenize(self.output_norm(x_RND)).float()
-        return detokenize(tokens, self.config.patch, self.config.token)
+    def _output(self, x_LBND: Tensor) -> Tensor:
+        """Predictions [L, B, C, T, H, W] in fp32."""
+        pixels = self.head(x_LBND)
+        rows = detokenize(pixels.flatten(0, 1), self.config.patch, self.config.token)
+        return rows.unflatten(0, pixels.shape[:2])

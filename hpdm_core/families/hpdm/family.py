@@ -64,8 +64,8 @@ class HpdmFamily(Family):
         return PatchView(self.pyramid)
 
     def compile_units(self) -> Sequence[nn.Module]:
-        """The fused blocks."""
-        return list(self.denoiser.blocks)
+        """The fused blocks, and the layers before and after them."""
+        return [self.denoiser.stem, *self.denoiser.blocks, self.denoiser.head]
 
     def condition_tokens(self, labels_B: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
         """Class tokens [B, 1, D]; None labels mean the null class; None for an unconditional model."""
