@@ -50,7 +50,7 @@ class Unit(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, eps: float) -> None:
         super().__init__()
-        self.kernel, self.stride = (kernel,) * 3, (stride,) * 3
+        self.kernel, self.stride = (kernel, kernel, kernel), (stride, stride, stride)
         self.conv3d = nn.Conv3d(inputs, outputs, self.kernel, self.stride, bias=False)
         self.bn = nn.BatchNorm3d(outputs, eps=eps)
 

@@ -140,7 +140,7 @@ def load_i3d(path: Path, *, eps: float = 1.0e-3, allow_imagenet: bool = False) -
     if recognition.network == "rgb_imagenet" and not allow_imagenet:
         raise IncompatibleCheckpoint(
             f"{path} is I3D rgb_imagenet; FVD is defined on rgb_scratch, and the two share no tensor",
-            hint="use the rgb_scratch weights (`hpdm weights list`), or pass --allow-imagenet and say so with the number",
+            hint="use the rgb_scratch weights (`hpdm weights list`), or pass --allow-imagenet and say so",
         )
     return i3d_from(tensors, eps), recognition
 

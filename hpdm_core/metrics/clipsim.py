@@ -1,0 +1,112 @@
+"""CLIPSIM: does a captioned video show its caption? Cosine of CLIP's image and text vectors, averaged over frames.
+
+The literature's network is OpenAI's ViT-B/32 (QuickGELU) with its own preprocessing: bicubic to 224 on the short side,
+centre crop, CLIP's mean and deviation. Values are near 0.3, not 30. The network is built by open_clip and filled from
+a file; nothing is downloaded, and a file that leaves a tensor unfilled is refused.
+
+Shapes: T frames, H W pixels, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hpdm_core.errors import DataError, EnvironmentProblem, IncompatibleCheckpoint, WeightsMissing
+from hpdm_core.metrics.catalogue import find_file
+from hpdm_core.metrics.sources import VideoSource
+from hpdm_core.metrics.weight_files import read_tensors
+
+ARCHITECTURE = "ViT-B-32-quickgelu"
+SIDE = 224
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+
+Encode = Callable[[Tensor], Tensor]
+
+
+def build_clipsim(
+    weights: Path | None, captions: list[str], device: torch.device | str
+) -> Callable[[int, np.ndarray], float]:
+    """An observer that scores video number i, uint8 [T, H, W, 3], against `captions[i]`.
+
+    Raises WeightsMissing without CLIP's file, IncompatibleCheckpoint if it does not fit, EnvironmentProblem
+    where open_clip cannot be imported.
+    """
+    path = weights or find_file("clip")
+    if path is None:
+        raise WeightsMissing(
+            "CLIPSIM needs the CLIP ViT-B/32 weights, and no file was given or found",
+            hint="pass --clip-weights FILE; `hpdm weights list` says where it comes from",
+        )
+    try:
+        import open_clip
+    except (ImportError, RuntimeError) as error:
+        raise EnvironmentProblem(
+            f"open_clip cannot be imported: {error}", hint="install torchvision from the same index as torch"
+        ) from error
+    model = open_clip.create_model(ARCHITECTURE, pretrained=None)
+    tensors = {key: value for key, value in read_tensors(path).items() if key not in _NOT_WEIGHTS}
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    if missing or unexpected:
+        raise IncompatibleCheckpoint(
+            f"{path} is not CLIP ViT-B/32: missing {missing[:2]}, unexpected {unexpected[:2]}",
+            hint="`hpdm weights list` names the file that works",
+        )
+    model = model.float().to(device).eval()
+    tokenize = open_clip.get_tokenizer(ARCHITECTURE)
+    with torch.inference_mode():
+        texts = [model.encode_text(tokenize([caption]).to(device)) for caption in dict.fromkeys(captions)]
+    vectors = dict(zip(dict.fromkeys(captions), texts, strict=True))
+    return clipsim_observer(model.encode_image, [vectors[caption] for caption in captions], device)
+
+
+def clipsim_observer(
+    encode_image: Encode, text_vectors: list[Tensor], device: torch.device | str
+) -> Callable[[int, np.ndarray], float]:
+    """Mean cosine of each frame's vector with the text vector [1, D] of the video's number."""
+
+    def observe(index: int, video_THWC: np.ndarray) -> float:
+        with torch.inference_mode():
+            images = encode_image(clip_preprocess(torch.from_numpy(video_THWC).to(device)))
+            return float(F.cosine_similarity(images.float(), text_vectors[index].float()).mean())
+
+    return observe
+
+
+def clip_preprocess(frames_THWC: Tensor) -> Tensor:
+    """uint8 frames [T, H, W, 3] to CLIP's input [T, 3, 224, 224]: antialiased bicubic on the short side, centre crop."""
+    images = frames_THWC.movedim(-1, 1).float()
+    height, width = images.shape[-2:]
+    short = min(height, width)
+    target = (round(height * SIDE / short), round(width * SIDE / short))
+    if target != (height, width):
+        images = F.interpolate(images, size=target, mode="bicubic", align_corners=False, antialias=True)
+    top, left = (target[0] - SIDE) // 2, (target[1] - SIDE) // 2
+    images = images[:, :, top : top + SIDE, left : left + SIDE].round().clamp(0, 255) / 255
+    mean, deviation = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (_MEAN, _DEVIATION))
+    return (images - mean) / deviation
+
+
+def read_captions(path: Path | None, source: VideoSource, count: int) -> list[str]:
+    """The captions of the first `count` videos: the lines of `path`, else what the source says. DataError if some lack."""
+    if path is not None:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise DataError(f"cannot read captions {path}: {error.strerror}") from error
+        captions = [line.strip() for line in lines if line.strip()]
+    else:
+        captions = [source.caption(index) for index in range(min(count, len(source)))]
+    if len(captions) < count or not all(captions[:count]):
+        raise DataError(
+            f"CLIPSIM needs a caption for each of {count} videos; there are {sum(map(bool, captions))}",
+            hint="give --prompts FILE with one caption per line, in the order of the videos",
+        )
+    return captions[:count]

@@ -1,0 +1,226 @@
+"""From clips to features: choose clips by protocol, batch them, run the detector, keep one row a clip.
+
+Videos are never held beyond the batch and the few that are read ahead, so memory does not grow with their number; a
+row of features is 1.6 kB.
+
+Shapes: N clips, T frames, H W pixels, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpdm_core.errors import DataError
+from hpdm_core.metrics.detectors import Detector
+from hpdm_core.metrics.frechet import Statistics
+from hpdm_core.metrics.protocol import Protocol
+from hpdm_core.metrics.sources import Clip, VideoSource
+from hpdm_core.rng import numpy_stream
+from hpdm_core.video import resize_frames
+
+View = Literal["video", "static", "shuffled"]
+"""A clip as it is, its middle frame repeated, or its frames in a seeded random order."""
+
+
+@dataclass
+class FeatureSet:
+    """Features of a set of clips under one view, float32 rows and their streaming float64 moments."""
+
+    rows: list[np.ndarray] = field(default_factory=list)
+    statistics: Statistics | None = None
+
+    def add(self, features_ND: np.ndarray) -> None:
+        """Append a batch."""
+        if self.statistics is None:
+            self.statistics = Statistics(features_ND.shape[1])
+        self.statistics.update(features_ND)
+        self.rows.append(np.asarray(features_ND, dtype=np.float32))
+
+    @property
+    def features(self) -> np.ndarray:
+        """All rows, float32 [N, D]."""
+        if len(self.rows) > 1:
+            self.rows = [np.concatenate(self.rows)]
+        return self.rows[0]
+
+
+@dataclass
+class Selection:
+    """What was taken from a source: filled while its clips are read."""
+
+    count: int = 0
+    too_short: int = 0
+    source_size: tuple[int, int] | None = None
+    size: tuple[int, int] | None = None
+    names: list[str] = field(default_factory=list)
+
+
+def frame_rule(frames: int, stride: int, start: str, seed: int) -> Callable[[int, int], range | None]:
+    """The frames of a clip as a function of (video number, its length): None where the video is too short.
+
+    A random start is a function of the seed and the video's number alone.
+    """
+    span = (frames - 1) * stride + 1
+
+    def choose(index: int, length: int) -> range | None:
+        room = length - span
+        if room < 0:
+            return None
+        first = 0 if start == "first" else room // 2
+        if start == "random":
+            first = int(numpy_stream(seed, "eval/start", index).integers(room + 1))
+        return range(first, first + span, stride)
+
+    return choose
+
+
+def real_clips(source: VideoSource, protocol: Protocol, selection: Selection, workers: int = 4) -> Iterator[np.ndarray]:
+    """The real clips that the protocol takes, brought to its frame size: uint8 [T, H, W, 3] each.
+
+    Raises DataError when fewer than the protocol's count are long enough.
+    """
+    rule, clip = protocol.real, protocol.clip
+    order: Sequence[int] = range(len(source))
+    if rule.select == "random":
+        order = numpy_stream(rule.seed, "eval/order").permutation(len(source)).tolist()
+    choose = frame_rule(clip.frames, rule.stride, rule.start, rule.seed)
+    found = source.clips(order, choose, clip.size, workers)
+    usable = (_fitted(item, protocol, selection) for item in _long_enough(found, selection))
+    yield from islice(usable, rule.count)
+    span = (clip.frames - 1) * rule.stride + 1
+    if selection.count == 0:
+        raise DataError(
+            f"none of the {len(source)} real videos has the {span} frames that a clip needs",
+            hint="choose a protocol with shorter clips, or prepare the videos at a higher frame rate",
+        )
+    if rule.count is not None and selection.count < rule.count:
+        raise DataError(
+            f"the protocol takes {rule.count} real clips; there are {selection.count} "
+            f"({selection.too_short} videos are shorter than {span} frames)",
+            hint=f"give more real videos, or lower the number for both sides with --n {selection.count}",
+        )
+
+
+def fake_clips(source: VideoSource, protocol: Protocol, selection: Selection, workers: int = 4) -> Iterator[np.ndarray]:
+    """The generated clips in order: uint8 [T, H, W, 3] each. Too short, too few or of mixed sizes is a DataError."""
+    rule, clip = protocol.fake, protocol.clip
+    span = (clip.frames - 1) * rule.stride + 1
+    if len(source) < rule.count:
+        raise DataError(
+            f"the protocol takes {rule.count} generated videos; there are {len(source)}",
+            hint=f"generate {rule.count - len(source)} more, or lower the number for both sides with --n {len(source)}",
+        )
+    choose = frame_rule(clip.frames, rule.stride, rule.start, 0)
+    for item in source.clips(range(rule.count), choose, clip.size, workers):
+        if item.frames is None:
+            raise DataError(
+                f"generated video {item.name} has {item.video_frames} frames; protocol {protocol.name} needs {span}",
+                hint="sample longer videos, or choose a protocol with shorter clips",
+            )
+        height, width = item.frames.shape[1:3]
+        if selection.source_size not in (None, (height, width)):
+            first = "{}x{}".format(*selection.source_size or ())
+            raise DataError(
+                f"generated videos have mixed sizes: {item.name} is {height}x{width}, {selection.names[0]} is {first}",
+                hint="score videos of one size at a time",
+            )
+        yield _fitted(item, protocol, selection)
+    if selection.count < rule.count:
+        raise DataError(f"the generator stopped after {selection.count} of {rule.count} videos")
+
+
+def _long_enough(clips: Iterable[Clip], selection: Selection) -> Iterator[Clip]:
+    for clip in clips:
+        if clip.frames is None:
+            selection.too_short += 1
+        else:
+            yield clip
+
+
+def _fitted(clip: Clip, protocol: Protocol, selection: Selection) -> np.ndarray:
+    """The clip at the protocol's frame size, counted. Without one, all sizes must agree."""
+    assert clip.frames is not None
+    size = (clip.frames.shape[1], clip.frames.shape[2])
+    selection.source_size = selection.source_size or size
+    wanted = protocol.clip.size or selection.source_size
+    if protocol.clip.size is None and size != wanted:
+        raise DataError(f"videos have mixed sizes: {clip.name} is {size[0]}x{size[1]}, others {wanted[0]}x{wanted[1]}")
+    selection.size = wanted
+    selection.count += 1
+    selection.names.append(clip.name)
+    return resize_frames(clip.frames, wanted, fit=protocol.clip.fit)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network over one view of every clip."""
+
+    detector: Detector
+    view: View = "video"
+
+
+def extract(
+    clips: Iterable[np.ndarray],
+    jobs: Mapping[str, Job],
+    *,
+    batch_size: int = 8,
+    device: torch.device | str = "cpu",
+    advance: Callable[[int], None] | None = None,
+) -> dict[str, FeatureSet]:
+    """Features of every clip by job, in one pass. `advance` is told how many clips each batch held.
+
+    The next batch is read and packed while the networks work on this one.
+    """
+    sets = {name: FeatureSet() for name in jobs}
+    views: list[View] = list(dict.fromkeys(job.view for job in jobs.values())) or ["video"]
+    packed = _packed(iter(clips), views, batch_size, pin=torch.device(device).type == "cuda")
+    launched: dict[str, Tensor] = {}
+    with torch.inference_mode(), ThreadPoolExecutor(1) as ahead:
+        waiting = ahead.submit(next, packed, None)
+        while (batch := waiting.result()) is not None:
+            waiting = ahead.submit(next, packed, None)
+            shown = {view: clips_NTHWC.to(device, non_blocking=True) for view, clips_NTHWC in batch.items()}
+            running = {name: job.detector.features(shown[job.view]).float() for name, job in jobs.items()}
+            _collect(sets, launched)
+            launched = running
+            if advance is not None:
+                advance(len(next(iter(batch.values()))))
+        _collect(sets, launched)
+    return sets
+
+
+def _collect(sets: dict[str, FeatureSet], launched: dict[str, Tensor]) -> None:
+    for name, features in launched.items():
+        sets[name].add(features.cpu().numpy())
+
+
+def _packed(
+    clips: Iterator[np.ndarray], views: Sequence[View], batch_size: int, *, pin: bool
+) -> Iterator[dict[View, Tensor]]:
+    """Batches of uint8 clips [N, T, H, W, 3] by view, in pinned memory where a GPU will read them."""
+    position = 0
+    while batch := list(islice(clips, batch_size)):
+        shown: dict[View, Tensor] = {}
+        for view in views:
+            stacked = torch.from_numpy(np.stack([view_of(clip, view, position + i) for i, clip in enumerate(batch)]))
+            shown[view] = stacked.pin_memory() if pin else stacked
+        position += len(batch)
+        yield shown
+
+
+def view_of(clip_THWC: np.ndarray, view: View, position: int) -> np.ndarray:
+    """One view of a clip; the shuffle is a function of the clip's position alone."""
+    frames = len(clip_THWC)
+    if view == "static":
+        return np.repeat(clip_THWC[frames // 2][None], frames, axis=0)
+    if view == "shuffled":
+        return clip_THWC[numpy_stream(0, "eval/shuffle", position).permutation(frames)]
+    return clip_THWC

@@ -1,0 +1,99 @@
+"""Seams: does a tiled video change more across tile borders than inside tiles?
+
+The ratio compares the mean squared difference of neighbouring samples across borders with that across all other edges,
+separately for time, height and width. Real video gives about 1; a visible seam gives more. The heat-map shows where
+the excess lies.
+
+Shapes: T frames, H W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from hpdm_core.errors import ConfigError
+
+Axis = Literal["time", "height", "width"]
+AXES: tuple[Axis, ...] = ("time", "height", "width")
+
+
+@dataclass(frozen=True)
+class SeamReport:
+    """Border energy over interior energy by axis (axes without a border left out), and their largest."""
+
+    ratios: dict[Axis, float]
+
+    @property
+    def worst(self) -> float:
+        """The ratio of the axis with the strongest seams; 1.0 where no axis has a border."""
+        return max(self.ratios.values(), default=1.0)
+
+
+def tile_borders(length: int, tile: int, step: int) -> tuple[int, ...]:
+    """The edges at which tiles begin or end inside `length`: edge e lies between samples e - 1 and e.
+
+    Tiles start every `step` samples; the last one is moved back to end at `length`, as tile plans do.
+    """
+    if not 0 < step <= tile:
+        raise ConfigError(f"tiles of {tile} cannot be laid {step} apart", hint="the step is at most the tile")
+    starts = [*range(0, max(length - tile, 0), step), max(length - tile, 0)]
+    edges = {edge for start in starts for edge in (start, start + tile)}
+    return tuple(sorted(edge for edge in edges if 0 < edge < length))
+
+
+def seam_ratio(video_THWC: np.ndarray, borders: dict[Axis, Sequence[int]]) -> SeamReport:
+    """Seam ratios of one uint8 or float video. `borders` lists the edges per axis, as `tile_borders` gives them."""
+    ratios: dict[Axis, float] = {}
+    for number, axis in enumerate(AXES):
+        edges = list(borders.get(axis, ()))
+        energy = _edge_energy(video_THWC, number)
+        if not edges or len(edges) >= len(energy):
+            continue
+        at_border = np.zeros(len(energy), dtype=bool)
+        at_border[np.asarray(edges) - 1] = True
+        inside = float(energy[~at_border].mean())
+        across = float(energy[at_border].mean())
+        ratios[axis] = across / inside if inside > 0 else (1.0 if across == 0 else float("inf"))
+    return SeamReport(ratios)
+
+
+def seam_heatmap(video_THWC: np.ndarray) -> np.ndarray:
+    """Where neighbouring pixels differ more than is usual for the video: float32 [H, W], 1 is typical.
+
+    Each pixel holds the larger of its two edges' energies (to the left and above), averaged over frames and divided by
+    the median over the frame.
+    """
+    values = np.asarray(video_THWC, dtype=np.float32)
+    heat = np.zeros(values.shape[1:3], dtype=np.float32)
+    down = np.square(np.diff(values, axis=1)).mean(axis=(0, 3))
+    across = np.square(np.diff(values, axis=2)).mean(axis=(0, 3))
+    heat[1:] = down
+    heat[:, 1:] = np.maximum(heat[:, 1:], across)
+    typical = float(np.median(heat))
+    return heat / typical if typical > 0 else heat
+
+
+def _edge_energy(video_THWC: np.ndarray, axis: int) -> np.ndarray:
+    """Mean squared difference across each edge of one axis: float64 [length - 1]."""
+    values = np.asarray(video_THWC, dtype=np.float32)
+    squared = np.square(np.diff(values, axis=axis))
+    return squared.mean(axis=tuple(a for a in range(4) if a != axis), dtype=np.float64)
+
+
+def seam_observer(tile: tuple[int, int, int], step: tuple[int, int, int]) -> Callable[[int, np.ndarray], float]:
+    """The worst seam ratio of each video, for tiles of (time, height, width) laid `step` apart."""
+
+    def observe(index: int, video_THWC: np.ndarray) -> float:
+        borders: dict[Axis, Sequence[int]] = {
+            axis: tile_borders(
+                video_THWC.shape[i], min(tile[i], video_THWC.shape[i]), min(step[i], video_THWC.shape[i])
+            )
+            for i, axis in enumerate(AXES)
+        }
+        return seam_ratio(video_THWC, borders).worst
+
+    return observe

@@ -1,0 +1,331 @@
+"""Where the clips of an evaluation come from: stores, folders of videos or of frames, arrays, a generator.
+
+A source knows its videos by number, in sorted order, and gives the frames that a rule chooses once the length is known.
+Everything is uint8: a float array would leave its range to guesswork, the commonest way to a plausible wrong FVD.
+
+Shapes: N videos, T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from hpdm_core.data.decode import decode_video
+from hpdm_core.data.sources.base import SourceClip, SourceOptions
+from hpdm_core.data.sources.folders import scan_folder, scan_frames
+from hpdm_core.data.sources.walk import natural_order
+from hpdm_core.data.store import STORE_FILE, VideoStore
+from hpdm_core.errors import DataError
+
+Choose = Callable[[int, int], range | None]
+"""(video number, its frame count) to the frames to read, or None where the video is too short."""
+
+LOSSY_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".webm", ".gif", ".jpg", ".jpeg"))
+ARRAY_SUFFIXES = frozenset((".npz", ".npy"))
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The chosen frames of video number `index`: uint8 [T, H, W, 3]; None where the video was too short."""
+
+    index: int
+    name: str
+    frames: np.ndarray | None
+    video_frames: int
+
+
+class VideoSource(ABC):
+    """Videos by number. `kind` is a word for reports; `lossy` says that a codec has touched the frames."""
+
+    kind: str
+    lossy = False
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many videos there are."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """A video's name within the source."""
+
+    def caption(self, index: int) -> str:
+        """What a video shows, in words; empty where nothing says so."""
+        return ""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of what the source holds, as far as that is known without decoding."""
+
+    @abstractmethod
+    def clip(self, index: int, choose: Choose, size: tuple[int, int] | None) -> Clip:
+        """The chosen frames of one video, of `size` where the source holds that size. Raises DataError."""
+
+    def clips(
+        self, order: Iterable[int], choose: Choose, size: tuple[int, int] | None, workers: int = 4
+    ) -> Iterator[Clip]:
+        """The clips of the videos in `order`, read ahead by `workers` threads; at most two each wait in memory."""
+        if workers == 0:
+            yield from (self.clip(index, choose, size) for index in order)
+            return
+        pending: deque[Future[Clip]] = deque()
+        indices = iter(order)
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for index in islice(indices, 2 * workers):
+                    pending.append(pool.submit(self.clip, index, choose, size))
+                while pending:
+                    yield pending.popleft().result()
+                    for index in islice(indices, 1):
+                        pending.append(pool.submit(self.clip, index, choose, size))
+            finally:
+                for future in pending:
+                    future.cancel()
+
+
+class StoreSource(VideoSource):
+    """A prepared store. Only the bytes of the chosen frames are read."""
+
+    kind = "store"
+
+    def __init__(self, path: Path) -> None:
+        self.store = VideoStore.open(path)
+        self.lossy = self.store.codec != "raw"
+        self._local = threading.local()
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def name(self, index: int) -> str:
+        """The clip's path in the source it was prepared from."""
+        return self.store.clips[index].id
+
+    def caption(self, index: int) -> str:
+        """The clip's first caption."""
+        return next(iter(self.store.clips[index].captions), "")
+
+    def fingerprint(self) -> str:
+        """The store's own."""
+        return self.store.fingerprint
+
+    def clip(self, index: int, choose: Choose, size: tuple[int, int] | None) -> Clip:
+        """Frames at `size` if the store holds that level, else at its finest."""
+        store = self._own_store()
+        length = store.clips[index].num_frames
+        chosen = choose(index, length)
+        if chosen is None:
+            return Clip(index, self.name(index), None, length)
+        level = size if size in store.sizes else None
+        frames = store.read_frames(index, level, start=chosen.start, num_frames=len(chosen), stride=chosen.step)
+        return Clip(index, self.name(index), frames, length)
+
+    def _own_store(self) -> VideoStore:
+        """This thread's reader: a store keeps a cache of open shards that threads must not share."""
+        if not hasattr(self._local, "store"):
+            self._local.store = VideoStore(self.store.path, self.store.about, self.store.clips)
+        return self._local.store
+
+
+class FolderSource(VideoSource):
+    """A folder of video files, or of folders of frames."""
+
+    def __init__(self, root: Path, clips: tuple[SourceClip, ...], kind: str) -> None:
+        self.root, self.found, self.kind = root, clips, kind
+        self.lossy = any(clip.paths[0].suffix.lower() in LOSSY_SUFFIXES for clip in clips)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def name(self, index: int) -> str:
+        """The path below the folder."""
+        return self.found[index].id
+
+    def fingerprint(self) -> str:
+        """Names and sizes in bytes of all files."""
+        digest = hashlib.sha256()
+        for clip in self.found:
+            for path in clip.paths:
+                digest.update(f"{clip.id}/{path.name} {path.stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+    def clip(self, index: int, choose: Choose, size: tuple[int, int] | None) -> Clip:
+        """Frames at the size of the file. A video is decoded from its beginning: seeking gives wrong frames."""
+        found = self.found[index]
+        if found.is_images:
+            chosen = choose(index, len(found.paths))
+            frames = None if chosen is None else _read_images([found.paths[i] for i in chosen])
+            return Clip(index, found.id, frames, len(found.paths))
+        video, _ = decode_video(found.paths[0])
+        chosen = choose(index, len(video))
+        frames = None if chosen is None else video[chosen.start : chosen.stop : chosen.step]
+        return Clip(index, found.id, frames, len(video))
+
+
+class ArraySource(VideoSource):
+    """`.npy` and `.npz` files: one video [T, H, W, 3] or many [N, T, H, W, 3] each, uint8."""
+
+    kind = "arrays"
+
+    def __init__(self, root: Path, files: list[Path]) -> None:
+        self.root = root
+        self.videos: list[tuple[Path, str, int | None]] = []
+        self._open: tuple[tuple[Path, str], np.ndarray] | None = None
+        self._lock = threading.Lock()
+        for path in files:
+            for key, shape in _array_shapes(path):
+                rows = [None] if len(shape) == 4 else range(shape[0])
+                self.videos += [(path, key, row) for row in rows]
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def name(self, index: int) -> str:
+        """File name, with the row where a file holds many."""
+        path, key, row = self.videos[index]
+        return path.name + (f":{key}" if key else "") + ("" if row is None else f"[{row}]")
+
+    def fingerprint(self) -> str:
+        """Hash of the files' bytes."""
+        digest = hashlib.sha256()
+        for path in dict.fromkeys(path for path, _, _ in self.videos):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    def clip(self, index: int, choose: Choose, size: tuple[int, int] | None) -> Clip:
+        """Frames at the size of the array."""
+        path, key, row = self.videos[index]
+        array = self._array(path, key)
+        video = array if row is None else array[row]
+        chosen = choose(index, len(video))
+        frames = None if chosen is None else np.array(video[chosen.start : chosen.stop : chosen.step])
+        return Clip(index, self.name(index), frames, len(video))
+
+    def _array(self, path: Path, key: str) -> np.ndarray:
+        """A file's array: `.npy` mapped, `.npz` unpacked; the last one stays open."""
+        with self._lock:
+            if self._open is None or self._open[0] != (path, key):
+                self._open = ((path, key), _load_array(path, key))
+            return self._open[1]
+
+
+class GeneratedSource(VideoSource):
+    """Videos that a generator yields one after the other, never touching the disk."""
+
+    kind = "checkpoint"
+
+    def __init__(self, make: Callable[[int], Iterable[tuple[int, np.ndarray]]], count: int, identity: str) -> None:
+        self._make, self._count, self._identity = make, count, identity
+
+    def __len__(self) -> int:
+        return self._count
+
+    def name(self, index: int) -> str:
+        """The video's number."""
+        return f"generated video {index}"
+
+    def fingerprint(self) -> str:
+        """Of the checkpoint and the sampling options."""
+        return self._identity
+
+    def clip(self, index: int, choose: Choose, size: tuple[int, int] | None) -> Clip:
+        """Not offered: generated videos come in order."""
+        raise DataError("generated videos can only be read in order")
+
+    def clips(
+        self, order: Iterable[int], choose: Choose, size: tuple[int, int] | None, workers: int = 4
+    ) -> Iterator[Clip]:
+        """The generator's videos, numbered from 0; `order` only says how many."""
+        for index, (seed, video) in zip(order, self._make(self._count), strict=False):
+            chosen = choose(index, len(video))
+            frames = None if chosen is None else video[chosen.start : chosen.stop : chosen.step]
+            yield Clip(index, f"seed {seed}", frames, len(video))
+
+
+def open_source(path: Path) -> VideoSource:
+    """The source at `path`: a store, `.npy`/`.npz`, a folder of arrays, of frame folders or of videos.
+
+    Where a folder holds the same videos in several forms, the lossless one is read. Raises DataError.
+    """
+    if not path.exists():
+        raise DataError(f"{path} does not exist", hint="give a store, a folder of videos or frames, or a .npz file")
+    if path.is_file() and path.suffix in ARRAY_SUFFIXES:
+        return ArraySource(path, [path])
+    if (path / STORE_FILE).is_file():
+        return StoreSource(path)
+    if path.is_dir():
+        arrays = [file for file in path.rglob("*") if file.suffix in ARRAY_SUFFIXES and file.is_file()]
+        if arrays:
+            return ArraySource(path, natural_order(arrays))
+    options = SourceOptions(path=path)
+    frames = scan_frames(options) if path.is_dir() else None
+    if frames is not None and frames.clips and all(len(clip.paths) > 1 for clip in frames.clips):
+        return FolderSource(path, frames.clips, "frames")
+    videos = scan_folder(options)
+    if not videos.clips or videos.clips[0].paths[0].is_dir():
+        raise DataError(
+            f"no videos in {path}",
+            hint="expected a store, video files, folders of frames, or .npz/.npy arrays of uint8 [N, T, H, W, 3]",
+        )
+    return FolderSource(path, videos.clips, "videos")
+
+
+def _read_images(paths: list[Path]) -> np.ndarray:
+    frames = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                frames.append(np.asarray(image.convert("RGB")))
+        except (OSError, SyntaxError) as error:
+            raise DataError(f"{path} is not a readable image: {error}") from error
+        if frames[-1].shape != frames[0].shape:
+            raise DataError(f"{path} is {_size(frames[-1])}, the first frame of its folder {_size(frames[0])}")
+    return np.stack(frames)
+
+
+def _size(frame: np.ndarray) -> str:
+    return f"{frame.shape[-3]}x{frame.shape[-2]}"
+
+
+def _load_array(path: Path, key: str) -> np.ndarray:
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.load(path, allow_pickle=False) as archive:
+            return archive[key]
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise DataError(f"{path} is not a readable NumPy file: {error}") from error
+
+
+def _array_shapes(path: Path) -> list[tuple[str, tuple[int, ...]]]:
+    """(key, shape) of each video array in a file; DataError for one that is not uint8 RGB video."""
+    if path.suffix == ".npy":
+        arrays = {"": _load_array(path, "")}
+    else:
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {key: archive[key] for key in archive.files}
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path} is not a readable NumPy file: {error}") from error
+        arrays = {key: value for key, value in arrays.items() if value.ndim >= 4}
+    for key, array in arrays.items():
+        where = f"{path}:{key}" if key else str(path)
+        if array.ndim not in (4, 5) or array.shape[-1] != 3:
+            raise DataError(
+                f"{where} has shape {array.shape}", hint="expected [T, H, W, 3] or [N, T, H, W, 3], channels last"
+            )
+        if array.dtype != np.uint8:
+            raise DataError(f"{where} holds {array.dtype}; its range is not known", hint="save uint8 frames, 0 to 255")
+    if not arrays:
+        raise DataError(f"{path} holds no video array", hint="expected uint8 [T, H, W, 3] or [N, T, H, W, 3]")
+    return [(key, array.shape) for key, array in arrays.items()]
