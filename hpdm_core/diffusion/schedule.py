@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hpdm_core.errors import ConfigError
+
 
 class Schedule(Protocol):
     """A distribution of sigma for training, grids for sampling, and the network's noise coordinate."""
@@ -81,7 +83,15 @@ class DiscreteTable:
         return self.sigmas.to(uniform.device)[index].to(uniform.dtype)
 
     def grid(self, num_steps: int) -> Tensor:
-        """Evenly spaced times from the last to the first (`leading` spacing is not used: it never sees T-1)."""
+        """Evenly spaced times from the last to the first (`leading` spacing is not used: it never sees T-1).
+
+        Raises ConfigError for more steps than there are times.
+        """
+        if num_steps > len(self.abar):
+            raise ConfigError(
+                f"{num_steps} sampling steps from a noise schedule of {len(self.abar)} times",
+                hint=f"take at most {len(self.abar)} steps",
+            )
         times = torch.linspace(len(self.abar) - 1, 0, num_steps, dtype=torch.float64).round().long()
         return torch.cat([self.sigmas[times], torch.zeros(1, dtype=torch.float64)])
 
@@ -97,7 +107,8 @@ class DiscreteTable:
 
 def scaled_linear(beta_start: float, beta_end: float, num_times: int = 1000) -> DiscreteTable:
     """Betas whose square roots are evenly spaced (latent diffusion; PVDM: 0.0015 to 0.0195)."""
-    roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_times, dtype=torch.float64)
+    # On the CPU also where a family is built without memory for its weights.
+    roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_times, dtype=torch.float64, device="cpu")
     return DiscreteTable(tuple((1 - roots**2).cumprod(0).tolist()))
 
 
