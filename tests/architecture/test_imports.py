@@ -23,8 +23,8 @@ LEVEL |= {"hpdm_cli": len(LAYERS)}
 FOUNDATION_WITHOUT_TORCH = ("hpdm_core.errors", "hpdm_core.version", "hpdm_core.config")
 BANNED_IN_CORE = {"typer", "rich", "click", "hpdm_cli"}
 DEFERRED = {
-    "decord": {"hpdm_core.data.decode"},
-    "av": {"hpdm_core.data.decode", "hpdm_core.data.write"},
+    "decord": {"hpdm_core.data.backends"},
+    "av": {"hpdm_core.data.backends", "hpdm_core.data.write"},
     "moviepy": {"hpdm_core.data.write"},
     "open_clip": {"hpdm_core.conditioning.text", "hpdm_core.metrics.clipsim"},
     "timm": {"hpdm_core.training.optim"},
