@@ -24,7 +24,7 @@ FOUNDATION_WITHOUT_TORCH = ("hpdm_core.errors", "hpdm_core.version", "hpdm_core.
 BANNED_IN_CORE = {"typer", "rich", "click", "hpdm_cli"}
 DEFERRED = {
     "decord": {"hpdm_core.data.backends"},
-    "av": {"hpdm_core.data.backends", "hpdm_core.data.write"},
+    "av": {"hpdm_core.data.backends", "hpdm_core.data.decode", "hpdm_core.data.write"},
     "moviepy": {"hpdm_core.data.write"},
     "open_clip": {"hpdm_core.conditioning.text", "hpdm_core.metrics.clipsim"},
     "timm": {"hpdm_core.training.optim"},
