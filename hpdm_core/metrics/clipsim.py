@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def build_clipsim(
         raise EnvironmentProblem(
             f"open_clip cannot be imported: {error}", hint="install torchvision from the same index as torch"
         ) from error
-    model = open_clip.create_model(ARCHITECTURE, pretrained=None)
+    model: Any = open_clip.create_model(ARCHITECTURE, pretrained=None)
     tensors = {key: value for key, value in read_tensors(path).items() if key not in _NOT_WEIGHTS}
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     if missing or unexpected:
@@ -81,7 +82,7 @@ def clipsim_observer(
 
 
 def clip_preprocess(frames_THWC: Tensor) -> Tensor:
-    """uint8 frames [T, H, W, 3] to CLIP's input [T, 3, 224, 224]: antialiased bicubic on the short side, centre crop."""
+    """uint8 frames [T, H, W, 3] to CLIP's input [T, 3, 224, 224]: antialiased bicubic, centre crop."""
     images = frames_THWC.movedim(-1, 1).float()
     height, width = images.shape[-2:]
     short = min(height, width)
@@ -95,7 +96,7 @@ def clip_preprocess(frames_THWC: Tensor) -> Tensor:
 
 
 def read_captions(path: Path | None, source: VideoSource, count: int) -> list[str]:
-    """The captions of the first `count` videos: the lines of `path`, else what the source says. DataError if some lack."""
+    """Captions of the first `count` videos: the lines of `path`, else the source's own. DataError if one is missing."""
     if path is not None:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()

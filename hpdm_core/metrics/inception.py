@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
 
 from hpdm_core.errors import DataError
 
@@ -33,7 +32,10 @@ def inception_score(probabilities_NK: np.ndarray, splits: int = 10, shuffle_seed
     """
     rows = np.asarray(probabilities_NK, dtype=np.float64)
     if len(rows) < splits:
-        raise DataError(f"an Inception Score in {splits} splits needs at least {splits} samples, got {len(rows)}")
+        raise DataError(
+            f"an Inception Score in {splits} splits needs at least {splits} samples, got {len(rows)}",
+            hint="score more videos, or use --set inception.splits=1",
+        )
     if shuffle_seed is not None:
         # The literature's order is that of NumPy's old generator.
         rows = rows[np.random.RandomState(shuffle_seed).permutation(len(rows))]
@@ -41,11 +43,15 @@ def inception_score(probabilities_NK: np.ndarray, splits: int = 10, shuffle_seed
     mean, std = float(np.mean(scores)), float(np.std(scores))
     if splits == 1:
         return InceptionScore(mean, std, None, splits)
+    from scipy import stats
+
     half = float(stats.t.ppf(0.975, splits - 1) * np.std(scores, ddof=1) / np.sqrt(splits))
     return InceptionScore(mean, std, (mean - half, mean + half), splits)
 
 
 def _score(rows_NK: np.ndarray) -> float:
     """exp( E[sum p log p] - sum q log q ), q the mean row."""
+    from scipy import special
+
     mean = rows_NK.mean(axis=0)
     return float(np.exp(special.xlogy(rows_NK, rows_NK).sum(axis=1).mean() - special.xlogy(mean, mean).sum()))
