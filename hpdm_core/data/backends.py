@@ -72,10 +72,17 @@ def _decord_chunks(path: Path, chunk: int) -> Chunks:
     decord.logging.set_level(decord.logging.QUIET)
     try:
         reader = decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1)
-        yield from _in_chunks((reader.next().asnumpy() for _ in range(len(reader))), chunk)
+        yield from _in_chunks((_rgb(reader.next().asnumpy()) for _ in range(len(reader))), chunk)
     except (RuntimeError, UnicodeError, decord.DECORDError) as error:
         first_line = (str(error).strip() or "unknown error").splitlines()[0]
         raise BackendFailed("decode-error", f"decord: {first_line}") from error
+
+
+def _rgb(frame: np.ndarray) -> np.ndarray:
+    """Refuse decord's misread rows: at some small widths (48, for one) it takes padding for a fourth channel."""
+    if frame.shape[-1] != 3:
+        raise BackendFailed("decode-error", f"decord gave {frame.shape[-1]} channels")
+    return frame
 
 
 def _av_chunks(path: Path, chunk: int) -> Chunks:

@@ -118,16 +118,15 @@ class VideoStore:
         Raises StoreMismatch for a frame size the store lacks, ValueError for a window that leaves the clip.
         """
         info = self.clips[clip]
-        frames = range(window.start, window.last_frame + 1, window.stride)
-        inside = window.stride > 0 and frames.start >= 0 and window.last_frame < info.num_frames
+        inside = window.stride > 0 and window.start >= 0 and window.last_frame < info.num_frames
         inside &= 0 <= window.top <= window.size[0] - window.height
         inside &= 0 <= window.left <= window.size[1] - window.width
         if not inside:
             raise ValueError(f"{window} is not inside clip {info.id} of {info.num_frames} frames")
         first = info.first_frame
-        shifted = range(first + frames.start, first + frames.stop, frames.step)
+        frames = range(first + window.start, first + window.last_frame + 1, window.stride)
         reader = self._reader(info.shard, window.size)
-        return reader.read(shifted, window.top, window.left, window.height, window.width)
+        return reader.read(frames, window.top, window.left, window.height, window.width)
 
     def read_frames(
         self, clip: int, size: Size | None = None, *, start: int = 0, num_frames: int | None = None, stride: int = 1

@@ -1,0 +1,204 @@
+"""Listing clips: kinds of source, labels, captions, splits, and folders that resist."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from hpdm_core.data.sources.base import SourceClip, SourceOptions, class_names
+from hpdm_core.data.sources.detect import detect_kind, scan_source
+from hpdm_core.data.sources.walk import natural_order, words_of
+from hpdm_core.errors import ConfigError, DataError
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def scan(path: Path | None, **options: object):
+    return scan_source(SourceOptions(path=path, **options))  # type: ignore[arg-type]
+
+
+def by_id(clips: tuple[SourceClip, ...]) -> dict[str, SourceClip]:
+    return {clip.id: clip for clip in clips}
+
+
+UCF = [f"{c}/v_{c}_g{g:02d}_c{n:02d}.avi" for c in ("ApplyEyeMakeup", "YoYo") for g in (1, 2, 3) for n in (1, 2)]
+
+
+def test_ucf101_gives_labels_prompts_and_groups(tmp_path: Path) -> None:
+    found = scan(touch(tmp_path, *UCF, "readme.txt"))
+    assert found.kind == "ucf101"
+    assert found.classes == ("ApplyEyeMakeup", "YoYo")
+    assert [c.id for c in found.clips] == sorted(UCF)
+    first = found.clips[0]
+    assert (first.label, first.captions, first.group) == ("ApplyEyeMakeup", ("apply eye makeup",), "ApplyEyeMakeup_g01")
+    assert found.notes == ("ignored 1 files of other kinds",)
+
+
+def test_ucf101_official_lists(tmp_path: Path) -> None:
+    root = touch(tmp_path / "UCF-101", *UCF)
+    lists = tmp_path / "ucfTrainTestlist"
+    lists.mkdir()
+    (lists / "trainlist01.txt").write_text("".join(f"{name} 1\n" for name in UCF if "_g01" not in name))
+    (lists / "testlist01.txt").write_text(
+        "".join(f"{name}\n" for name in UCF if "_g01" in name) + "Away/v_Away_g01_c01.avi\n"
+    )
+    train, test = (scan(root, split=split) for split in ("train", "test"))
+    assert {c.id for c in train.clips} == {n for n in UCF if "_g01" not in n}
+    assert {c.id for c in test.clips} == {n for n in UCF if "_g01" in n}
+    assert train.classes == test.classes == ("ApplyEyeMakeup", "YoYo")
+    assert "names 5 clips: 4 found, 1 missing, 8 found files are not in it" in test.notes[-1]
+    with pytest.raises(ConfigError, match="trainlist02"):
+        scan(root, split="train", split_index=2)
+    (lists / "trainlist01.txt").write_text("Away/v_Away_g01_c01.avi 1\n")
+    with pytest.raises(DataError, match="none of the 12 clips"):
+        scan(root, split="train", lists=lists)
+
+
+def test_split_by_group_keeps_groups_whole_and_classes_on_both_sides(tmp_path: Path) -> None:
+    root = touch(tmp_path, *[f"{c}/v_{c}_g{g:02d}_c{n:02d}.avi" for c in "ABCD" for g in range(10) for n in range(3)])
+    train, test = (scan(root, split=split, test_fraction=0.2) for split in ("train", "test"))
+    assert {c.group for c in train.clips}.isdisjoint({c.group for c in test.clips})
+    assert len(train.clips) + len(test.clips) == 120
+    for label in "ABCD":
+        assert sum(c.label == label for c in test.clips) == 6
+    with pytest.raises(ConfigError, match="--split test"):
+        scan(root, split="test")
+
+
+def test_a_class_of_one_group_stays_in_training(tmp_path: Path) -> None:
+    root = touch(tmp_path, "A/v_A_g01_c01.avi", "A/v_A_g01_c02.avi", "B/v_B_g01_c01.avi", "B/v_B_g02_c01.avi")
+    test = scan(root, split="test", test_fraction=0.5)
+    assert {c.label for c in test.clips} == {"B"}
+
+
+def test_folders_with_and_without_classes(tmp_path: Path) -> None:
+    flat = scan(touch(tmp_path / "flat", "b.mp4", "a.MKV", ".hidden.mp4"))
+    assert flat.kind == "folder"
+    assert [(c.id, c.label, c.captions) for c in flat.clips] == [("a.MKV", None, ()), ("b.mp4", None, ())]
+    assert flat.classes == ()
+    nested = scan(touch(tmp_path / "nested", "dog_walk/x/1.mp4", "cat/1.mp4"))
+    assert [(c.id, c.label, c.captions) for c in nested.clips] == [
+        ("cat/1.mp4", "cat", ("cat",)),
+        ("dog_walk/x/1.mp4", "dog_walk", ("dog walk",)),
+    ]
+    assert len({c.id for c in nested.clips}) == 2  # the same file name twice
+    single = scan(tmp_path / "flat" / "b.mp4")
+    assert [c.id for c in single.clips] == ["b.mp4"]
+
+
+def test_frames_are_folders_of_images(tmp_path: Path) -> None:
+    root = touch(tmp_path, *(f"cat/one/{i}.jpg" for i in (10, 2, 1)), "cat/two/0.png", "cat/still.png", "alone/5.png")
+    clips = by_id(scan(root, fps=12.0).clips)
+    assert set(clips) == {"cat/one", "cat/two", "cat/still.png", "alone"}
+    assert [p.name for p in clips["cat/one"].paths] == ["1.jpg", "2.jpg", "10.jpg"]
+    assert clips["cat/one"].label == "cat"
+    assert clips["alone"].label is None
+    assert all(c.is_images and c.fps == 12.0 for c in clips.values())
+    assert [c.id for c in scan(root / "cat" / "one").clips] == ["one"]
+
+
+def test_csv_maps_columns_by_name(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("Caption,video,label\na cat,x/1.mp4,cat\na pet,x/1.mp4,cat\n,2.mp4,dog\n", encoding="utf-8-sig")
+    clips = by_id(scan(table).clips)
+    assert clips["x/1.mp4"].captions == ("a cat", "a pet")
+    assert clips["x/1.mp4"].paths == (tmp_path / "x" / "1.mp4",)
+    assert (clips["2.mp4"].label, clips["2.mp4"].captions) == ("dog", ())
+    renamed = scan(table, path_column="video", caption_column="label", label_column="label")
+    assert by_id(renamed.clips)["2.mp4"].captions == ("dog",)
+
+
+def test_csv_complaints(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("clip,text\n1.mp4,a\n")
+    with pytest.raises(ConfigError, match="no column for the video's path among clip, text"):
+        scan(table)
+    with pytest.raises(ConfigError, match="'words'"):
+        scan(table, path_column="clip", caption_column="words")
+    table.write_text("path,label\n1.mp4,a\n1.mp4,b\n")
+    with pytest.raises(DataError, match="both 'a' and 'b'"):
+        scan(table)
+    table.write_text("path\n")
+    with pytest.raises(DataError, match="no rows"):
+        scan(table)
+
+
+def test_jsonl_with_lists_of_captions_and_frame_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "clip/1.png", "clip/2.png")
+    rows = [{"path": "clip", "captions": ["one", "two"], "label": 10}, {"path": "v.mp4", "label": 9}]
+    table = tmp_path / "t.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    found = scan(table)
+    clips = by_id(found.clips)
+    assert found.classes == ("9", "10")
+    assert clips["clip"].captions == ("one", "two")
+    assert clips["clip"].is_images
+    assert len(clips["clip"].paths) == 2
+    table.write_text('{"path": 1\n')
+    with pytest.raises(DataError, match="line 1"):
+        scan(table)
+
+
+def test_detection_says_what_it_saw(tmp_path: Path) -> None:
+    mixed = touch(tmp_path / "mixed", "a.mp4", "b.jpg", "c.txt")
+    with pytest.raises(ConfigError, match="1 videos, 1 images, 1 other files"):
+        detect_kind(SourceOptions(path=mixed))
+    with pytest.raises(ConfigError, match="does not exist"):
+        scan(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="no source given"):
+        scan(None)
+    with pytest.raises(ConfigError, match="cannot tell"):
+        scan(touch(tmp_path, "x.xyz") / "x.xyz")
+    with pytest.raises(DataError, match="no videos found"):
+        scan(touch(tmp_path / "texts", "a.txt"), kind="folder")
+    with pytest.raises(ConfigError, match="not a csv table"):
+        scan(mixed, kind="csv")
+
+
+def test_links_that_go_round(tmp_path: Path) -> None:
+    root = touch(tmp_path / "root", "a/1.mp4")
+    (root / "a" / "up").symlink_to(root)
+    (root / "self.mp4").symlink_to(root / "self.mp4")
+    outside = touch(tmp_path / "outside", "2.mp4")
+    (root / "linked").symlink_to(outside)
+    found = scan(root, kind="folder")
+    assert [c.id for c in found.clips] == ["a/1.mp4", "linked/2.mp4", "self.mp4"]
+    assert [(p.path, p.reason) for p in found.problems] == [("a/up", "symlink-loop")]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_folders_that_may_not_be_listed(tmp_path: Path) -> None:
+    root = touch(tmp_path, "open/1.mp4", "closed/2.mp4")
+    (root / "closed").chmod(0)
+    try:
+        found = scan(root)
+    finally:
+        (root / "closed").chmod(0o700)
+    assert [c.id for c in found.clips] == ["open/1.mp4"]
+    assert [(p.path, p.reason) for p in found.problems] == [("closed", "permission")]
+
+
+def test_synthetic_needs_no_files() -> None:
+    found = scan(None, kind="synthetic", num_clips=12, num_frames=5, seed=2)
+    assert len(found.clips) == 12
+    assert len(found.classes) == 10
+    assert found.clips[11].synthetic is not None
+    assert (found.clips[11].synthetic.index, found.clips[11].synthetic.frames) == (11, 5)
+
+
+def test_names_in_words_and_orders() -> None:
+    assert words_of("ApplyEyeMakeup") == "apply eye makeup"
+    assert words_of("YoYo") == "yo yo"
+    assert words_of("HTMLPage_two-three") == "html page two three"
+    assert class_names(["10", "9", None, "9"]) == ("9", "10")
+    assert class_names(["b", "10", "a"]) == ("10", "a", "b")
+    assert [p.name for p in natural_order(map(Path, ("f10", "f9", "e1")))] == ["e1", "f9", "f10"]
