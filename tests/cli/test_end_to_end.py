@@ -1,0 +1,121 @@
+"""The commands that the README promises, on the smallest preset: the main ones in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from hpdm_cli.app import app
+from hpdm_core import load_model, sample
+from hpdm_core.data.write import read_npz
+
+
+def hpdm(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run `hpdm ARGS` in `folder`."""
+    return subprocess.run(
+        [sys.executable, "-m", "hpdm_cli", *args],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """`here("train --preset x")` runs a command inside `folder` in this process, which has torch already."""
+    monkeypatch.chdir(folder)
+
+    def run(command: str) -> Result:
+        return CliRunner().invoke(app, command.split())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory in which the smoke preset was prepared for and trained."""
+    folder = tmp_path_factory.mktemp("work")
+    prepare = "prepare-data --source synthetic --num 8 --frames 8 --size 32x32 --out data/smoke --workers 1"
+    for command in (prepare, "train --preset hpdm-smoke"):
+        result = hpdm(folder, *command.split())
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_training_leaves_the_promised_run_directory(folder: Path) -> None:
+    run = folder / "runs" / "hpdm-smoke"
+    assert (run / "config.yaml").is_file()
+    assert (run / "checkpoints" / "step_00000004" / "weights.safetensors").is_file()
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert [line["videos_seen"] for line in steps] == [4, 8, 12, 16]
+    assert all(np.isfinite(line["loss"]) and line["videos_per_s"] > 0 for line in steps)
+
+
+def test_the_same_command_again_has_nothing_left_to_do(folder: Path, here) -> None:
+    before = (folder / "runs/hpdm-smoke/log.jsonl").read_bytes()
+    result = here("train --preset hpdm-smoke --device cpu")
+    assert result.exit_code == 0, result.output
+    assert (folder / "runs/hpdm-smoke/log.jsonl").read_bytes() == before
+
+
+def test_the_runs_own_config_is_a_preset_file(here) -> None:
+    result = here("train --preset runs/hpdm-smoke/config.yaml --data data/smoke --dry-run")
+    assert result.exit_code == 0, result.output
+    assert "max_steps: 4" in result.stdout
+
+
+def test_samples_are_the_same_from_the_shell_and_from_python(folder: Path, here) -> None:
+    command = "sample --ckpt runs/hpdm-smoke --seeds 0-1 --format npz,mp4 --out out"
+    result = hpdm(folder, *command.split())
+    assert result.returncode == 0, result.stderr
+    videos = sample(load_model(folder / "runs" / "hpdm-smoke"), num=2, device="cpu")
+    for seed, made in enumerate(videos):
+        stored, _ = read_npz(folder / "out" / f"seed_{seed:06d}.npz")
+        assert stored.shape == (8, 32, 32, 3)
+        assert np.array_equal(stored, made.video)
+        assert (folder / "out" / f"seed_{seed:06d}.mp4").stat().st_size > 0
+    stamps = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("seed_*")}
+    assert here(command).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in (folder / "out").glob("seed_*")} == stamps
+
+
+def test_an_impossible_size_is_refused_with_a_hint(here) -> None:
+    result = here("sample --ckpt runs/hpdm-smoke --res 33")
+    assert result.exit_code == 2
+    assert "hint: " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        ("train --preset hpdm-smoke --set train.optimzer.lr=1", 2, "did you mean train.optimizer?"),
+        ("train --preset hpdm-smok", 2, "did you mean hpdm-smoke?"),
+        ("train --preset ucf101", 3, "hpdm prepare-data"),
+        ("train --preset hpdm-smoke --data nowhere", 3, "nowhere"),
+        ("train --preset hpdm-smoke --time-limit soon", 2, "11h50m"),
+        ("sample", 4, "hpdm demo"),
+        ("sample --ckpt nowhere", 4, "nowhere"),
+        ("prepare-data nowhere --out new", 2, "nowhere"),
+        ("prepare-data --source synthetic --size 64y --out new", 2, "288x512"),
+    ],
+)
+def test_mistakes_exit_by_kind_and_say_what_to_do(
+    command: str, code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HPDM_DATA", raising=False)
+    result = CliRunner().invoke(app, command.split())
+    assert result.exit_code == code, result.output
+    assert words in result.stderr
+    assert result.stderr.splitlines()[-1].startswith(("error: ", "hint: "))
