@@ -39,8 +39,8 @@ def tiny_family(seed=0, *, lively=True, **changes):
         if lively:
             with torch.no_grad():
                 net = family.denoiser
-                net.detokenize.weight.normal_(std=0.2)
-                for parameter in (net.token_position, net.level_embedding, net.latent_start):
+                net.head.detokenize.weight.normal_(std=0.2)
+                for parameter in (net.stem.position, net.stem.level, net.latent_start):
                     parameter.normal_(std=0.5)
                 if family.config.self_conditioning > 0:
                     net.latent_norm.weight.normal_(std=0.5)
