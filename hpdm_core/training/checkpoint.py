@@ -81,7 +81,7 @@ def save_checkpoint(
     """
     final = run / CHECKPOINTS / f"step_{step:08d}"
     partial = final.with_name(final.name + ".tmp")
-    with _one_clear_line(final, partial, world):
+    with writing(final), _cleared_on_failure(partial, world):
         if world.main:
             _remove(partial)
             (partial / STATE_FOLDER).mkdir(parents=True)
@@ -191,19 +191,28 @@ def _remove(folder: Path) -> None:
 
 
 @contextmanager
-def _one_clear_line(final: Path, partial: Path, world: World) -> Iterator[None]:
-    """Turn the many ways in which a full or failing disk shows itself into one CheckpointError."""
+def _cleared_on_failure(partial: Path, world: World) -> Iterator[None]:
+    """Give back the space of a checkpoint that could not be finished."""
+    try:
+        yield
+    except BaseException:
+        if world.main:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the many ways in which a full or failing disk shows itself into one CheckpointError about `path`."""
     try:
         yield
     except (OSError, SafetensorError, CheckpointException) as error:
-        if world.main:
-            shutil.rmtree(partial, ignore_errors=True)
-        text = str(error)
+        text = str(error).strip() or type(error).__name__
         full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in text
-        reason = "no space left on the disk" if full else text.strip().splitlines()[-1]
+        reason = "no space left on the disk" if full else text.splitlines()[-1]
         raise CheckpointError(
-            f"cannot write checkpoint {final}: {reason}; the older checkpoints are untouched",
-            hint="free some space or lower train.keep_checkpoints, then run the same command again",
+            f"cannot write {path}: {reason}; the checkpoints that exist are untouched",
+            hint="make room (or lower train.keep_checkpoints), then run the same command again",
         ) from error
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hpdm_core.families.base import Family
 from hpdm_core.rng import BatchStreams
+from hpdm_core.training.checkpoint import writing
 from hpdm_core.training.loop import Trainer
 from hpdm_core.training.optim import learning_rate
 from hpdm_core.training.state import TrainState, phase_batch
@@ -50,7 +51,7 @@ class RunLog:
         """Append one line and make it durable, so that a checkpoint never knows more than the log."""
         if not self._enabled:
             return
-        with self._path.open("a", encoding="utf-8") as file:
+        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())

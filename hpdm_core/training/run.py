@@ -22,7 +22,7 @@ from hpdm_core.families.registry import build_family
 from hpdm_core.families.weights import CHECKPOINTS, WEIGHTS_FILE
 from hpdm_core.nn.precision import matmul_precision
 from hpdm_core.rng import derive_seed
-from hpdm_core.training.checkpoint import Checkpoint, newest_valid
+from hpdm_core.training.checkpoint import Checkpoint, newest_valid, writing
 from hpdm_core.training.distributed import World, distribute, joined_world
 from hpdm_core.training.ema import Ema
 from hpdm_core.training.guard import NonfiniteGuard, StopRequest
@@ -117,8 +117,9 @@ class _Run:
         state, resumed = restored_state(checkpoint), checkpoint is not None
         self.world.barrier()
         if self.world.main:
-            self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / CONFIG_FILE).write_text(dump_config(self.config), encoding="utf-8")
+            with writing(self.out):
+                self.out.mkdir(parents=True, exist_ok=True)
+                (self.out / CONFIG_FILE).write_text(dump_config(self.config), encoding="utf-8")
         keep = checkpoint.record["log_bytes"] if checkpoint else 0
         log = RunLog(self.out, keep_bytes=keep, step=state.total_step, enabled=self.world.main)
         family = self._family()
@@ -190,6 +191,11 @@ class _Run:
         line = LogHook(trainer, log)
         hooks: list[Hook] = [line, save]
         if train.grad_share_every_steps is not None:
+            if train.parallel == "fsdp":
+                raise ConfigError(
+                    "gradient shares cannot be measured on sharded weights",
+                    hint="set train.grad_share_every_steps=null or train.parallel=ddp",
+                )
             hooks.insert(0, GradShareHook(trainer, train.grad_share_every_steps, line))
         if train.sample_every_steps is not None:
             sample = self.sample or grid_sampler(self.config, self.source, self.world)
@@ -201,7 +207,7 @@ def rank_rows(batch_size: int, micro_batch: int | None, world_size: int) -> tupl
     """(rows of one rank's share of a batch, rows of its micro-batches); ConfigError if it does not divide."""
     rows, rest = divmod(batch_size, world_size)
     micro = min(micro_batch or rows, rows)
-    if rest or rows % micro:
+    if rest or not rows or rows % micro:
         raise ConfigError(
             f"a batch of {batch_size} does not divide into {world_size} ranks with micro-batches of {micro}",
             hint="make train.batch_size a multiple of (number of ranks) x (train.micro_batch)",

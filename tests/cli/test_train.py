@@ -1,0 +1,122 @@
+"""`hpdm train` as typed: plan, run, resume, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from hpdm_cli.app import app
+from hpdm_core.families.weights import load_model
+
+
+def hpdm(*args, cwd, **env):
+    """Run the command line in `cwd` without a GPU; returns the finished process."""
+    env = {k: v for k, v in os.environ.items() if k != "HPDM_DATA"} | {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        **env,
+    }
+    command = [sys.executable, "-m", "hpdm_cli", *args]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def inside(place, monkeypatch):
+    """Run the command line in `place` without starting a process."""
+    monkeypatch.chdir(place)
+    monkeypatch.delenv("HPDM_DATA", raising=False)
+    return lambda *args: CliRunner().invoke(app, args)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with data/smoke prepared by the line that `train` itself suggests."""
+    cwd = tmp_path_factory.mktemp("place")
+    missing = hpdm("train", "--preset", "hpdm-smoke", cwd=cwd)
+    assert missing.returncode == 3, missing.stderr
+    line = next(line for line in missing.stderr.splitlines() if line.startswith("hint: "))
+    suggested = line.partition("hpdm ")[2].split()
+    assert suggested[0] == "prepare-data"
+    prepared = hpdm(*suggested, "--num", "12", "--workers", "1", cwd=cwd)
+    assert prepared.returncode == 0, prepared.stderr
+    return cwd
+
+
+def test_a_dry_run_prints_config_and_plan_and_writes_nothing(inside, place):
+    done = inside("train", "--preset", "hpdm-smoke", "--out", "dry", "--dry-run")
+    assert done.exit_code == 0, done.stderr
+    for words in (
+        "num_classes: 10",
+        "max_steps: 4",
+        "12 clips kept",
+        "3.0 batches per epoch",
+        "4 steps of 4 videos",
+        "parameters:",
+        "network calls in all",
+    ):
+        assert words in done.stdout, words
+    assert not (place / "dry").exists()
+
+
+def test_a_dry_run_names_dropped_clips_and_a_hopeless_one_exits_3(inside):
+    done = inside("train", "--preset", "hpdm-smoke", "--set", "data.frame_stride=2", "--dry-run")
+    assert done.exit_code == 3
+    assert "12 shorter than 15 frames" in done.stderr
+
+
+def test_train_ends_with_a_checkpoint_and_goes_on_when_told(inside, place):
+    line = ("train", "--preset", "hpdm-smoke")
+    done = hpdm(*line, cwd=place)
+    assert done.returncode == 0, done.stderr
+    run = place / "runs" / "hpdm-smoke"
+    log = [json.loads(text) for text in (run / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4]
+    assert set(log[0]["loss_levels"]) == {"level0", "level1", "level2"}
+    model = load_model(run)
+    assert model.header.step == 4
+    assert len(model.header.classes) == 10
+    assert "num_classes: 10" in (run / "config.yaml").read_text()
+
+    again = inside(*line, "--set", "train.max_steps=6")
+    assert again.exit_code == 0, again.stderr
+    assert "train.max_steps changed from 4 to 6" in again.stderr
+    assert load_model(run).header.videos_seen == 24
+
+    refused = inside(*line, "--fresh")
+    assert refused.exit_code == 2
+    assert "runs/hpdm-smoke" in refused.stderr
+
+    other = inside(*line, "--set", "model.token_dim=64")
+    assert other.exit_code == 4
+    assert "model.token_dim" in other.stderr
+
+
+def test_the_time_limit_exits_75_and_samples_appear_on_the_way(place):
+    settings = ("--set", "train.max_steps=100000", "--set", "train.sample_every_steps=2")
+    line = ("train", "--preset", "hpdm-smoke", "--out", "limited", *settings, "--time-limit", "5s")
+    done = hpdm(*line, cwd=place)
+    assert done.returncode == 75, done.stderr
+    assert "time limit" in done.stderr
+    first = place / "limited" / "samples" / "step_00000002"
+    assert {path.name for path in first.iterdir()} == {"grid.mp4", "grid.gif", "grid.png"}
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (("--preset", "no-such-preset"), 2, "no-such-preset"),
+        (("--preset", "hpdm-smoke", "--set", "train.max_stepz=3"), 2, "max_steps"),
+        (("--preset", "hpdm-smoke", "--data", "nowhere"), 3, "nowhere"),
+        (("--preset", "hpdm-smoke", "--device", "cuda"), 2, "--device cpu"),
+        (("--preset", "hpdm-smoke", "--time-limit", "soon"), 2, "soon"),
+        (("--preset", "hpdm-smoke", "--set", "model.condition.num_classes=7"), 3, "expects 7 classes"),
+    ],
+)
+def test_mistakes_have_their_exit_codes(inside, args, code, words):
+    done = inside("train", "--out", "mistakes", *args)
+    assert done.exit_code == code, done.stderr
+    assert words in done.stderr
+    assert isinstance(done.exception, SystemExit)

@@ -1,0 +1,156 @@
+"""Checkpoints: what is in them, which are kept, and what happens when the disk is full."""
+
+import errno
+import json
+import logging
+import pickletools
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hpdm_core.errors import CheckpointError, ConfigError, IncompatibleCheckpoint
+from hpdm_core.families.weights import load_model, read_header
+from hpdm_core.training import checkpoint as checkpoint_module
+from hpdm_core.training.checkpoint import newest_valid
+from hpdm_core.training.run import fit
+from tests.support.toy import ToySource, toy_config
+
+
+def folders(run):
+    return sorted(f.name for f in (run / "checkpoints").iterdir())
+
+
+def test_the_newest_are_kept_and_leftovers_go(tmp_path):
+    run = tmp_path / "run"
+    leftover = run / "checkpoints" / "step_00000002.tmp"
+    leftover.mkdir(parents=True)
+    (leftover / "half").write_bytes(b"x" * 100)
+    fit(toy_config(keep_checkpoints=2), ToySource(), run, device="cpu")
+    assert folders(run) == ["step_00000015", "step_00000020"]
+
+
+def test_weights_are_the_first_average_and_load_without_the_run(tmp_path):
+    run = tmp_path / "run"
+    fit(toy_config(max_steps=5), ToySource(), run, device="cpu")
+    folder = run / "checkpoints" / "step_00000005"
+    weights = load_file(folder / "weights.safetensors")
+    (state_file,) = (folder / "state").iterdir()
+    state = load_file(state_file)
+    assert torch.equal(weights["net.inner.weight"], state["ema/power_0.050/net.inner.weight"])
+    assert not torch.equal(weights["net.inner.weight"], state["model/net.inner.weight"])
+    assert torch.equal(weights["net.scale"], torch.tensor([2.0]))
+    header = read_header(folder / "weights.safetensors")
+    assert (header.step, header.videos_seen, header.ema) == (5, 20, "power_0.050")
+    assert header.classes == ["a", "b", "c", "d"]
+    model = load_model(run)
+    assert torch.equal(model.family.state_dict()["net.outer.bias"], weights["net.outer.bias"])
+    assert model.config == toy_config(max_steps=5)
+
+
+def test_without_ema_the_weights_are_raw(tmp_path):
+    run = tmp_path / "run"
+    fit(toy_config(max_steps=2, ema={"kind": "none"}), ToySource(), run, device="cpu")
+    folder = run / "checkpoints" / "step_00000002"
+    (state_file,) = (folder / "state").iterdir()
+    weights = load_file(folder / "weights.safetensors")
+    assert torch.equal(weights["net.inner.weight"], load_file(state_file)["model/net.inner.weight"])
+
+
+def test_nothing_is_pickled(tmp_path):
+    run = tmp_path / "run"
+    fit(toy_config(max_steps=2), ToySource(), run, device="cpu")
+    for file in (run / "checkpoints").rglob("*"):
+        if file.is_file():
+            assert file.suffix in (".safetensors", ".json"), file
+            with pytest.raises(ValueError):
+                list(pickletools.genops(file.read_bytes()))
+
+
+def test_a_full_disk_is_one_line_and_old_checkpoints_stay(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    fit(toy_config(max_steps=5), ToySource(), run, device="cpu")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for place in ("save_weights", "_seal"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint_module, place, full)
+            with pytest.raises(CheckpointError, match="no space left") as caught:
+                fit(toy_config(max_steps=10), ToySource(), run, device="cpu")
+        assert "\n" not in str(caught.value)
+        assert caught.value.hint
+        assert folders(run) == ["step_00000005"]
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.distributed.checkpoint.filesystem.FileSystem.create_stream", full)
+        with pytest.raises(CheckpointError, match="no space left") as caught:
+            fit(toy_config(max_steps=10), ToySource(), run, device="cpu")
+        assert "\n" not in str(caught.value)
+    with monkeypatch.context() as patch:
+        patch.setattr("hpdm_core.training.hooks.os.fsync", full)
+        with pytest.raises(CheckpointError, match=r"log\.jsonl"):
+            fit(toy_config(max_steps=10), ToySource(), run, device="cpu")
+    assert folders(run) == ["step_00000005"]
+    assert newest_valid(run) is not None
+
+
+def test_an_unwritable_run_is_named(tmp_path):
+    run = tmp_path / "file"
+    run.write_text("not a folder")
+    with pytest.raises(CheckpointError, match=str(run)):
+        fit(toy_config(max_steps=1), ToySource(), run, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"model": {"width": 12}}, "model.width: 8 there, 12 now"),
+        ({"optimizer": {"name": "lamb"}}, "train.optimizer.name"),
+        ({"ema": {"kind": "none"}}, "train.ema.kind"),
+        ({"ema": {"widths": [0.1]}}, "train.ema.widths"),
+    ],
+)
+def test_a_run_of_another_model_is_refused_by_key(tmp_path, change, key):
+    run = tmp_path / "run"
+    fit(toy_config(max_steps=1), ToySource(), run, device="cpu")
+    config_before = (run / "config.yaml").read_text()
+    with pytest.raises(IncompatibleCheckpoint, match="another configuration") as caught:
+        fit(toy_config(max_steps=2, **change), ToySource(), run, device="cpu")
+    assert key in str(caught.value)
+    assert (run / "config.yaml").read_text() == config_before
+
+
+def test_other_changes_are_said(tmp_path, caplog):
+    run = tmp_path / "run"
+    fit(toy_config(max_steps=2), ToySource(), run, device="cpu")
+    other = ToySource()
+    other.fingerprint = "changed"
+    with caplog.at_level(logging.WARNING):
+        result = fit(toy_config(max_steps=4, batch_size=8, seed=9), other, run, device="cpu")
+    assert result.videos_seen == 2 * 4 + 2 * 8
+    for words in ("train.batch_size changed from 4 to 8: the data order goes on", "train.seed", "not the one"):
+        assert words in caplog.text
+
+
+def test_a_change_of_threads_is_recorded_and_said(tmp_path, caplog):
+    run = tmp_path / "run"
+    fit(toy_config(max_steps=1), ToySource(), run, device="cpu")
+    path = run / "checkpoints/step_00000001/state.json"
+    record = json.loads(path.read_text())
+    assert record["environment"]["threads"] == torch.get_num_threads()
+    record["environment"]["threads"] = 63
+    path.write_text(json.dumps(record))
+    fit(toy_config(max_steps=2), ToySource(), run, device="cpu")
+    assert "threads changed from 63" in caplog.text
+
+
+def test_fresh_refuses_a_used_directory(tmp_path):
+    run = tmp_path / "run"
+    fit(toy_config(max_steps=1), ToySource(), run, fresh=True, device="cpu")
+    with pytest.raises(ConfigError, match=str(run)):
+        fit(toy_config(max_steps=1), ToySource(), run, fresh=True, device="cpu")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert Path(fit(toy_config(max_steps=1), ToySource(), empty, fresh=True, device="cpu").weights).is_file()
