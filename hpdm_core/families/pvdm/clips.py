@@ -1,0 +1,131 @@
+"""Sampling clip by clip: each clip given the one before, a video of any number of clips.
+
+The first clip comes from the null condition, zeros. A finished clip is decoded, and its frames are encoded
+again to condition the next one: so the condition lies where training conditions lie. Clips join end to
+end, without overlap or blending.
+
+Shapes: B videos, C channels, N cells of all planes, T H W frames and pixels, E embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from hpdm_core.diffusion.guidance import guide
+from hpdm_core.errors import ConfigError
+from hpdm_core.families.pvdm.config import PvdmSample
+from hpdm_core.nn.chunks import in_chunks
+from hpdm_core.sampling.solvers import solver_info
+from hpdm_core.sampling.stage import Outline, Request, Solver, Stage, StageOutline, State
+
+if TYPE_CHECKING:
+    from hpdm_core.families.pvdm.family import PvdmFamily
+
+T = TypeVar("T")
+LATENT = "latent"
+
+
+def clip_name(index: int) -> str:
+    """The stage name of a clip."""
+    return f"clip{index}"
+
+
+class ClipChain:
+    """One request's way from clip to clip."""
+
+    def __init__(self, family: PvdmFamily, request: Request, options: PvdmSample) -> None:
+        self.family, self.request, self.options = family, request, options
+        self.num_clips = self._num_clips()
+
+    def outline(self) -> Outline:
+        """Cost per clip of one video."""
+        frames, height, width = self.family.config.video
+        stages = []
+        for index in range(self.num_clips):
+            steps, solver = self._entry(self.options.steps, index), self._entry(self.options.solver, index)
+            calls = solver_info(solver).calls(steps)
+            blocks = calls * len(self.family.denoiser.units()) * (2 if self._guided(index) else 1)
+            stages.append(StageOutline(clip_name(index), frames, (height, width), solver, steps, 1, calls, blocks))
+        return Outline(self.num_clips * frames, (height, width), tuple(stages))
+
+    def stages(self) -> Generator[Stage, State, Tensor]:
+        """Yield each clip's stage, receive its clean latents, return the frames of all clips."""
+        cells = (self.family.config.latent_channels, self.family.config.planes.num_cells)
+        previous = torch.zeros(len(self.request.seeds), *cells, device=self.request.device)
+        clips: list[Tensor] = []
+        for index in range(self.num_clips):
+            steps, name = self._entry(self.options.steps, index), self._entry(self.options.solver, index)
+            offered = {"churn": self.options.churn, "eta": self.options.eta}
+            solver = Solver(name, {k: v for k, v in offered.items() if k in solver_info(name).options})
+            state = yield Stage(
+                clip_name(index),
+                {LATENT: cells},
+                self._denoiser(index, previous),
+                self.family.schedule.grid(steps),
+                solver,
+                solver_info(name).calls(steps),
+            )
+            clips.append(in_chunks(self.family.autoencoder.decoder, self.options.chunk, state[LATENT]))
+            if index + 1 < self.num_clips:
+                previous = state[LATENT] if self.options.reuse_latent else self._encoded(clips[-1])
+        return torch.cat(clips, dim=2)
+
+    def _denoiser(self, index: int, previous_BCN: Tensor) -> Callable[[State, float], State]:
+        given, null = self._class_terms()
+        weight = self._entry(self.options.guidance, index)
+
+        def denoise(state: State, sigma: float) -> State:
+            predict = partial(in_chunks, partial(self._predict, sigma), self.options.chunk, state[LATENT], previous_BCN)
+            clean = predict(given)
+            if self._guided(index):
+                clean = guide(clean, predict(null), weight)
+            return {LATENT: clean.clamp(-1, 1) if self.options.clip else clean}
+
+        return denoise
+
+    def _predict(self, sigma: float, u_BCN: Tensor, previous_BCN: Tensor, class_BE: Tensor | None) -> Tensor:
+        """The clean latents of one chunk."""
+        form, noise = self.family.form, torch.full((len(u_BCN),), sigma, device=u_BCN.device)
+        output = self.family.denoiser(
+            form.network_input(u_BCN, sigma), previous_BCN, self.family.schedule.coordinate(noise), class_BE
+        )
+        return form.denoised(u_BCN, output, sigma)
+
+    def _encoded(self, video_BCTHW: Tensor) -> Tensor:
+        return in_chunks(self.family.autoencoder.encoder, self.options.chunk, video_BCTHW)
+
+    def _class_terms(self) -> tuple[Tensor | None, Tensor | None]:
+        """What the embedding adds for the wanted classes, and for none."""
+        device, batch = torch.device(self.request.device), len(self.request.seeds)
+        labels = self.request.labels
+        given = None if labels is None else torch.tensor(labels, device=device)
+        null = self.family.class_term(None, batch, device)
+        return (null if given is None else self.family.class_term(given, batch, device)), null
+
+    def _guided(self, index: int) -> bool:
+        conditional = self.family.labels is not None and self.request.labels is not None
+        return conditional and self._entry(self.options.guidance, index) != 1.0
+
+    def _num_clips(self) -> int:
+        length, *size = self.family.config.video
+        if self.request.size not in (None, tuple(size)):
+            raise ConfigError(
+                f"this model makes frames of {size[0]}x{size[1]}, not {'x'.join(map(str, self.request.size or ()))}",
+                hint="leave --res away, or train a model of that size",
+            )
+        frames = self.request.frames or length
+        if frames % length:
+            raise ConfigError(
+                f"this model makes videos of whole clips of {length} frames, and {frames} is no multiple of that",
+                hint=f"--frames can be {length}, {2 * length}, {3 * length}, …",
+            )
+        return frames // length
+
+    @staticmethod
+    def _entry(values: tuple[T, ...], index: int) -> T:
+        return values[min(index, len(values) - 1)]
