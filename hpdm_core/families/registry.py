@@ -16,6 +16,8 @@ from hpdm_core.families.base import Family
 
 FAMILIES = {
     "hpdm": "hpdm_core.families.hpdm.family:HpdmFamily",
+    "mdm": "hpdm_core.families.mdm.family:MdmFamily",
+    "pvdm": "hpdm_core.families.pvdm.family:PvdmFamily",
 }
 
 
