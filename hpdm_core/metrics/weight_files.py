@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import zipfile
 from collections.abc import Mapping
 from functools import cache
@@ -51,8 +50,8 @@ def read_tensors(path: Path, *, torchscript: bool = False) -> dict[str, Tensor]:
         elif _is_torchscript(path):
             tensors = _read_torchscript(path, torchscript)
         else:
-            tensors = _tensors_of(torch.load(path, map_location="cpu", weights_only=True))
-    except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, ValueError, EOFError) as error:
+            tensors = _read_state_dict(path)
+    except (SafetensorError, zipfile.BadZipFile, RuntimeError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise IncompatibleCheckpoint(
             f"{path} cannot be read as plain tensors: {reason}",
@@ -77,6 +76,14 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     for key in sorted(tensors):
         digest.update(tensors[key].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    """A PyTorch state dict by the unpickler that makes nothing but tensors and plain containers."""
+    try:
+        return _tensors_of(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # arbitrary bytes make an unpickler raise anything
+        raise ValueError(error) from error
 
 
 def _tensors_of(loaded: Any) -> dict[str, Tensor]:

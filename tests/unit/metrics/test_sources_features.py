@@ -1,0 +1,220 @@
+"""Sources of clips and what is taken from them: order, starts, strides, sizes, and every way to be unusable."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hpdm_core.errors import DataError
+from hpdm_core.metrics.features import Job, Selection, extract, fake_clips, frame_rule, real_clips, view_of
+from hpdm_core.metrics.protocol import Protocol
+from hpdm_core.metrics.sources import GeneratedSource, open_source
+from tests.support.toy_detector import ToyDetector
+
+
+def video(index, frames=6, size=16):
+    """Frame t of video `index` is the constant 20 * index + t."""
+    values = 20 * index + np.arange(frames, dtype=np.uint8)
+    return np.broadcast_to(values[:, None, None, None], (frames, size, size, 3)).copy()
+
+
+def protocol(**sections):
+    raw = {"clip": {"frames": 4}, "real": {"count": 3, "start": "first"}, "fake": {"count": 3}}
+    for section, values in sections.items():
+        raw[section] = {**raw.get(section, {}), **values}
+    return Protocol.model_validate({"name": "test", **raw}, strict=False)
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    np.savez(tmp_path / "videos.npz", np.stack([video(i) for i in range(5)]))
+    return open_source(tmp_path / "videos.npz")
+
+
+def first_values(clips):
+    return [int(clip[0, 0, 0, 0]) for clip in clips]
+
+
+def test_sorted_first_random_and_all(arrays):
+    assert first_values(real_clips(arrays, protocol(), Selection())) == [0, 20, 40]
+    everything = protocol(real={"select": "all", "count": None})
+    assert first_values(real_clips(arrays, everything, Selection())) == [0, 20, 40, 60, 80]
+    chosen = [
+        first_values(real_clips(arrays, protocol(real={"select": "random", "seed": s}), Selection()))
+        for s in (0, 0, 1, 2)
+    ]
+    assert chosen[0] == chosen[1]
+    assert len({tuple(c) for c in chosen}) > 1
+    assert all(len(set(c)) == 3 for c in chosen)
+
+
+def test_random_starts_depend_on_seed_and_video_only():
+    choose = frame_rule(4, 1, "random", 0)
+    starts = [choose(i, 50).start for i in range(200)]
+    assert min(starts) >= 0
+    assert max(starts) == 46
+    assert len(set(starts)) > 20
+    assert starts == [frame_rule(4, 1, "random", 0)(i, 50).start for i in range(200)]
+    assert starts != [frame_rule(4, 1, "random", 1)(i, 50).start for i in range(200)]
+
+
+def test_stride_and_center():
+    assert list(frame_rule(4, 3, "first", 0)(0, 10)) == [0, 3, 6, 9]
+    assert frame_rule(4, 3, "first", 0)(0, 9) is None
+    assert list(frame_rule(4, 1, "center", 0)(0, 10)) == [3, 4, 5, 6]
+
+
+def test_workers_do_not_change_the_order(arrays):
+    for workers in (0, 1, 3):
+        assert first_values(real_clips(arrays, protocol(), Selection(), workers)) == [0, 20, 40]
+
+
+def test_short_real_videos_are_left_out_and_counted(tmp_path):
+    for i, frames in enumerate((6, 2, 6, 6, 3)):
+        np.save(tmp_path / f"v{i}.npy", video(i, frames))
+    seen = Selection()
+    assert first_values(real_clips(open_source(tmp_path), protocol(), seen)) == [0, 40, 60]
+    assert seen.too_short == 1
+    with pytest.raises(DataError, match=r"takes 4 real clips; there are 3 \(2 videos are shorter than 4 frames\)"):
+        list(real_clips(open_source(tmp_path), protocol(real={"count": 4}), Selection()))
+    with pytest.raises(DataError, match="none of the 5 real videos has the 10 frames"):
+        list(real_clips(open_source(tmp_path), protocol(clip={"frames": 10}), Selection()))
+
+
+def test_short_few_and_mixed_generated_videos_are_errors(tmp_path):
+    for i, frames in enumerate((6, 6, 3)):
+        np.save(tmp_path / f"v{i}.npy", video(i, frames))
+    with pytest.raises(DataError, match=r"v2\.npy has 3 frames; protocol test needs 4"):
+        list(fake_clips(open_source(tmp_path), protocol(), Selection()))
+    with pytest.raises(DataError, match="takes 9 generated videos; there are 3") as error:
+        list(fake_clips(open_source(tmp_path), protocol(fake={"count": 9}), Selection()))
+    assert "--n 3" in error.value.hint
+    np.save(tmp_path / "v2.npy", video(2, size=24))
+    with pytest.raises(DataError, match=r"mixed sizes: v2\.npy is 24x24, v0\.npy is 16x16"):
+        list(fake_clips(open_source(tmp_path), protocol(), Selection()))
+
+
+def test_clips_are_brought_to_the_protocols_size(arrays):
+    seen = Selection()
+    clips = list(real_clips(arrays, protocol(clip={"size": [8, 8]}), seen))
+    assert clips[0].shape == (4, 8, 8, 3)
+    assert (seen.source_size, seen.size) == ((16, 16), (8, 8))
+
+
+def test_frame_folders_in_natural_order(tmp_path):
+    for i in range(3):
+        (tmp_path / f"clip{i}").mkdir()
+        for t, frame in enumerate(video(i, 12)):
+            Image.fromarray(frame).save(tmp_path / f"clip{i}" / f"frame_{t}.png")
+    source = open_source(tmp_path)
+    assert (source.kind, source.lossy, len(source)) == ("frames", False, 3)
+    clips = list(fake_clips(source, protocol(clip={"frames": 12}), Selection()))
+    assert clips[1][:, 0, 0, 0].tolist() == list(range(20, 32))
+
+
+def test_video_files_are_decoded(tmp_path):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "bgr0"
+        for frame in video(3, 6):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="bgr0")))
+        container.mux(stream.encode())
+    source = open_source(tmp_path)
+    assert (source.kind, source.lossy) == ("videos", False)
+    clip = next(iter(fake_clips(source, protocol(fake={"count": 1, "stride": 1}), Selection())))
+    assert clip[:, 0, 0, 0].tolist() == [60, 61, 62, 63]
+
+
+def test_lossless_copies_are_preferred(tmp_path):
+    np.savez(tmp_path / "000.npz", video=video(1), seed=np.int64(0))
+    (tmp_path / "000.mp4").write_bytes(b"preview")
+    assert (open_source(tmp_path).kind, len(open_source(tmp_path))) == ("arrays", 1)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 4, 8, 8, 3), np.float32), "range is not known"),
+        (np.zeros((2, 3, 4, 8, 8), np.uint8), "channels last|has shape"),
+        (np.zeros((4, 4), np.uint8), "has shape"),
+    ],
+)
+def test_arrays_of_another_sort_are_refused(tmp_path, array, message):
+    np.save(tmp_path / "x.npy", array)
+    with pytest.raises(DataError, match=message):
+        open_source(tmp_path / "x.npy")
+
+
+def test_unusable_paths(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        open_source(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no videos"):
+        open_source(tmp_path)
+    (tmp_path / "x.npz").write_bytes(b"not an archive")
+    with pytest.raises(DataError, match="not a readable NumPy file"):
+        open_source(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", labels=np.arange(3))
+    with pytest.raises(DataError, match="holds no video"):
+        open_source(tmp_path / "x.npz")
+
+
+def test_fingerprint_follows_the_content(tmp_path):
+    np.save(tmp_path / "a.npy", video(1))
+    before = open_source(tmp_path).fingerprint()
+    assert open_source(tmp_path).fingerprint() == before
+    np.save(tmp_path / "a.npy", video(2))
+    assert open_source(tmp_path).fingerprint() != before
+
+
+def test_generated_videos_are_taken_one_at_a_time():
+    alive, most = 0, 0
+
+    def make(count):
+        nonlocal alive, most
+        for seed in range(count):
+            alive += 1
+            most = max(most, alive)
+            yield seed, video(seed)
+            alive -= 1
+
+    source = GeneratedSource(make, 3, "identity")
+    assert first_values(fake_clips(source, protocol(), Selection())) == [0, 20, 40]
+    assert most == 1
+    short = GeneratedSource(lambda count: [(0, video(0))], 3, "identity")
+    with pytest.raises(DataError, match="stopped after 1 of 3"):
+        list(fake_clips(short, protocol(), Selection()))
+
+
+def test_views():
+    clip = video(0, 8)
+    assert set(view_of(clip, "static", 0)[:, 0, 0, 0]) == {4}
+    shuffled = view_of(clip, "shuffled", 5)[:, 0, 0, 0]
+    assert sorted(shuffled) == list(range(8))
+    assert shuffled.tolist() != list(range(8))
+    assert shuffled.tolist() == view_of(clip, "shuffled", 5)[:, 0, 0, 0].tolist()
+    assert view_of(clip, "video", 0) is clip
+
+
+def test_features_do_not_depend_on_the_batch():
+    clips = [np.random.default_rng(i).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8) for i in range(7)]
+    jobs = {view: Job(ToyDetector(), view) for view in ("video", "static", "shuffled")}
+    counted = []
+    one = extract(clips, jobs, batch_size=1)
+    four = extract(iter(clips), jobs, batch_size=4, advance=counted.append)
+    assert counted == [4, 3]
+    for view in jobs:
+        np.testing.assert_allclose(one[view].features, four[view].features, rtol=1e-6)
+        assert four[view].features.shape == (7, 6)
+        np.testing.assert_allclose(four[view].statistics.mean(), four[view].features.mean(axis=0), rtol=1e-6)
+    direct = ToyDetector().features(torch.from_numpy(np.stack(clips))).numpy()
+    np.testing.assert_allclose(four["video"].features, direct, rtol=1e-6)
+
+
+def test_an_error_while_reading_reaches_the_caller():
+    def broken():
+        yield video(0)
+        raise DataError("the second video is broken")
+
+    with pytest.raises(DataError, match="second video"):
+        extract(broken(), {"video": Job(ToyDetector())}, batch_size=1)
