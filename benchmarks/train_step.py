@@ -101,8 +101,8 @@ def random_batch(family: Family, batch: int, device: str) -> Batch:
     return Batch(videos, meta, torch.zeros(batch, dtype=torch.long, device=device), [""] * batch, list(range(batch)))
 
 
-def measure(row: Row, device: str, seconds: float) -> dict[str, Any]:
-    """Build, warm up, time whole steps for about `seconds`."""
+def measure(row: Row, device: str, seconds: float, *, profile: bool = False) -> dict[str, Any]:
+    """Build, warm up, time whole steps for about `seconds`; `profile` prints where one step's time goes."""
     config = load_run_config(row.preset, row.overrides)
     with torch.device(device):
         family = build_family(config)
@@ -142,6 +142,11 @@ def measure(row: Row, device: str, seconds: float) -> dict[str, Any]:
             step(3 + len(times))
             synchronize(device)
             times.append(time.perf_counter() - begin)
+        if profile:
+            with torch.profiler.profile() as profiler:
+                step(0)
+                synchronize(device)
+            print(profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=30, max_name_column_width=90))
     median = sorted(times)[len(times) // 2]
     memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
     return {
@@ -181,7 +186,8 @@ def show(result: dict[str, Any]) -> str:
     mode = "compiled" if result["compile"] else "eager"
     return (
         f"{result['name']:32s} {precision:22s} {mode:8s} b{result['batch']:<3d} {result['ms']:8.1f} ms "
-        f"{result['videos_per_s']:7.2f} videos/s {result['memory_gib']:6.2f} GiB {result['tflop_per_video']:6.2f} TFLOP "
+        f"{result['videos_per_s']:7.2f} videos/s {result['memory_gib']:6.2f} GiB "
+        f"{result['tflop_per_video']:6.2f} TFLOP per video "
         f"{result['tflop_per_s']:6.1f} TFLOP/s (warm-up {result['warm_up_s']:.0f} s)"
     )
 
@@ -198,6 +204,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=2.0, help="timed seconds a row")
     parser.add_argument("--deadline", type=float, default=1e9, help="start no row after this many seconds")
+    parser.add_argument("--profile", action="store_true", help="print the kernels of one step of each row")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     rows = SUITES[args.suite or "main"]
@@ -210,7 +217,7 @@ def main() -> None:
             print(f"{row.name}: not run, past the deadline", flush=True)
             continue
         try:
-            results.append(measure(row, args.device, args.seconds))
+            results.append(measure(row, args.device, args.seconds, profile=args.profile))
             print(show(results[-1]), flush=True)
         except torch.OutOfMemoryError:
             print(f"{row.name} b{row.batch}: out of memory", flush=True)

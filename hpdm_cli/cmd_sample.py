@@ -200,4 +200,4 @@ def _save(item: Sample, out: Path, formats: Sequence[str], fps: float, settings:
         elif form == "png":
             write.write_png_frames(path, item.video, facts)
         else:
-            write.write_npz(path, item.video, facts)
+            write.write_npz(path, item.video, fps, facts)
