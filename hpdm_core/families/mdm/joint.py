@@ -1,0 +1,128 @@
+"""Sampling (MDM spec §5): all levels start from independent noise and are denoised together, step by step.
+
+One stage holds every level as a component; they share sigma, and each one's shift is in its input scale, so
+the registered solvers apply as they are.
+
+Shapes: B videos, C channels, T H W frames and pixels, M condition tokens, S their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hpdm_core.conditioning.labels import check_labels
+from hpdm_core.diffusion.guidance import guide
+from hpdm_core.errors import ConfigError
+from hpdm_core.families.mdm.config import MdmSample
+from hpdm_core.nn.chunks import in_chunks
+from hpdm_core.pyramid.extract import level_name
+from hpdm_core.sampling.solvers import solver_info
+from hpdm_core.sampling.stage import Outline, Request, Solver, Stage, StageOutline, State
+
+if TYPE_CHECKING:
+    from hpdm_core.families.mdm.family import MdmFamily
+
+STAGE = "joint"
+
+
+class JointSampling:
+    """One request: which level is returned, which ones take part, and how they are denoised."""
+
+    def __init__(self, family: MdmFamily, request: Request, options: MdmSample) -> None:
+        self.family, self.request, self.options = family, request, options
+        self.extents = [level.extent for level in family.config.levels]
+        self.trained = family.denoiser.trained_levels()
+        self.level = self._wanted_level()
+        self.num_levels = self.trained if options.joint else self.level + 1
+        self._scales = {level_name(k): form.scale for k, form in enumerate(family.levels)}
+        if family.labels is not None and request.labels is not None:
+            check_labels(request.labels, family.labels.num_classes)
+        self.guided = family.labels is not None and request.labels is not None and options.guidance[0] != 1.0
+
+    def outline(self) -> Outline:
+        """The cost for one video."""
+        frames, height, width = self.extents[self.level]
+        steps, name = self.options.steps[0], self.options.solver[0]
+        calls = solver_info(name).calls(steps)
+        depth = sum(1 for _ in self.family.denoiser.blocks(self.num_levels))
+        evaluations = calls * depth * (2 if self.guided else 1)
+        stage = StageOutline(STAGE, frames, (height, width), name, steps, 1, calls, evaluations)
+        return Outline(frames, (height, width), (stage,))
+
+    def stages(self) -> Generator[Stage, State, Tensor]:
+        """Yield the one stage and return the wanted level of its clean state."""
+        steps, name = self.options.steps[0], self.options.solver[0]
+        offered = {"churn": self.options.churn, "eta": self.options.eta}
+        solver = Solver(name, {k: v for k, v in offered.items() if k in solver_info(name).options})
+        shapes = {level_name(k): (3, *extent) for k, extent in enumerate(self.extents[: self.num_levels])}
+        grid, calls = self.family.schedule.grid(steps), solver_info(name).calls(steps)
+        conditions = self._conditions()
+
+        def denoise(state: State, sigma: float) -> State:
+            clean = self._clean(state, sigma, conditions[0])
+            if self.guided:
+                free = self._clean(state, sigma, conditions[1])
+                clean = {k: guide(clean[k], free[k], self.options.guidance[0]) for k in clean}
+            return {key: self._held(x) / self._scales[key] for key, x in clean.items()}
+
+        state = yield Stage(STAGE, shapes, denoise, grid, solver, calls)
+        wanted = level_name(self.level)
+        return state[wanted] * self._scales[wanted]
+
+    def _clean(self, state: State, sigma: float, condition_BMS: Tensor | None) -> State:
+        """The clean estimates of one condition, in units of x."""
+        names = list(state)
+        forms = self.family.levels[: len(names)]
+        inputs = [form.network_input(state[name], sigma) for name, form in zip(names, forms, strict=True)]
+
+        def call(*given: Tensor | None) -> Tensor:
+            *z, condition = given
+            noise = self.family.schedule.coordinate(torch.full((self.options.chunk,), sigma, device=inputs[0].device))
+            outputs = self.family.denoiser([x for x in z if x is not None], noise, condition)
+            return torch.cat([output.flatten(1) for output in outputs], dim=1)
+
+        flat = in_chunks(call, self.options.chunk, *inputs, condition_BMS)
+        outputs = flat.split([x[0].numel() for x in inputs], dim=1)
+        return {
+            name: form.denoised(state[name], output.reshape(state[name].shape), sigma)
+            for name, form, output in zip(names, forms, outputs, strict=True)
+        }
+
+    def _held(self, x_BCTHW: Tensor) -> Tensor:
+        """The estimate within [-1, 1], by the threshold asked for (Imagen's appendix A.1 for `dynamic`)."""
+        if self.options.threshold == "none":
+            return x_BCTHW
+        if self.options.threshold == "clip":
+            return x_BCTHW.clamp(-1, 1)
+        reach = torch.quantile(x_BCTHW.flatten(1).abs().float(), self.options.percentile, dim=1).clamp_min(1.0)
+        reach = reach.view(-1, 1, 1, 1, 1)
+        return x_BCTHW.clamp(-reach, reach) / reach
+
+    def _conditions(self) -> list[Tensor | None]:
+        """The condition tokens asked for, and the null ones for guidance."""
+        device, batch = torch.device(self.request.device), len(self.request.seeds)
+        labels = self.request.labels
+        given = None if labels is None else torch.tensor(labels, device=device)
+        return [self.family.condition_tokens(which, batch, device) for which in (given, None)]
+
+    def _wanted_level(self) -> int:
+        """The level to return: the option's, or the largest trained one that fits the request."""
+        known = ", ".join(f"{t}x{h}x{w}" for t, h, w in self.extents[: self.trained])
+        if self.options.level is not None:
+            if self.options.level >= self.trained:
+                raise ConfigError(
+                    f"sample.level {self.options.level} is not one of the {self.trained} trained levels of this model",
+                    hint=f"its levels from 0 on are {known} (frames x height x width)",
+                )
+            return self.options.level
+        frames, size = self.request.frames, self.request.size
+        for level in reversed(range(self.trained)):
+            t, *side = self.extents[level]
+            if frames in (None, t) and size in (None, tuple(side)):
+                return level
+        asked = f"{frames or 'any'} frames of {'any size' if size is None else f'{size[0]}x{size[1]}'}"
+        raise ConfigError(f"this model does not make {asked}", hint=f"it makes {known} (frames x height x width)")
