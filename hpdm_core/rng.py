@@ -13,10 +13,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # decoding processes draw NumPy numbers only and should not pay for torch
+    import torch
+    from torch import Tensor
 
 
 def derive_seed(seed: int, purpose: str, *index: int) -> int:
@@ -30,14 +33,14 @@ def numpy_stream(seed: int, purpose: str, *index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=derive_seed(seed, purpose, *index)))
 
 
-def torch_stream(
-    seed: int, purpose: str, *index: int, device: torch.device | str = "cpu"
-) -> torch.Generator:
+def torch_stream(seed: int, purpose: str, *index: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator on `device`, for tensors of noise.
 
     CPU and CUDA generators give different numbers for one seed: where results must agree across
     devices (sampling), draw on the CPU and move.
     """
+    import torch
+
     return torch.Generator(device=device).manual_seed(derive_seed(seed, purpose, *index))
 
 
@@ -54,6 +57,8 @@ class BatchStreams:
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Standard normal noise [B, *shape], float32, drawn on the device."""
+        import torch
+
         noise = torch.empty(len(self.positions), *shape, device=self.device)
         for row, position in zip(noise, self.positions, strict=True):
             row.normal_(generator=torch_stream(self.seed, purpose, position, device=self.device))
@@ -61,10 +66,14 @@ class BatchStreams:
 
     def small_normal(self, purpose: str, size: int) -> Tensor:
         """Standard normal draws [B, size], float32; same numbers on every device."""
+        import torch
+
         rows = [numpy_stream(self.seed, purpose, p).standard_normal(size) for p in self.positions]
         return torch.from_numpy(np.stack(rows).astype(np.float32)).to(self.device)
 
     def uniform(self, purpose: str, size: int) -> Tensor:
         """Uniform draws [B, size] in [0, 1), float32; same numbers on every device."""
+        import torch
+
         rows = [numpy_stream(self.seed, purpose, p).random(size) for p in self.positions]
         return torch.from_numpy(np.stack(rows).astype(np.float32)).to(self.device)

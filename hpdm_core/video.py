@@ -9,18 +9,21 @@ Shapes: T frames, H W pixels, C = 3 channels.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
+
+if TYPE_CHECKING:  # decoding processes use the NumPy half of this file and should not pay for torch
+    from torch import Tensor
 
 Fit = Literal["crop", "stretch"]
 
 
 def to_float(video_THWC: Tensor) -> Tensor:
     """uint8 `[..., T, H, W, 3]` in 0..255 to float32 `[..., 3, T, H, W]` in [-1, 1]."""
+    import torch
+
     if video_THWC.dtype != torch.uint8 or video_THWC.shape[-1] != 3:
         raise ValueError(f"expected uint8 [..., T, H, W, 3], got {video_THWC.dtype} {tuple(video_THWC.shape)}")
     return video_THWC.movedim(-1, -4).float().div_(127.5).sub_(1.0)
@@ -28,6 +31,8 @@ def to_float(video_THWC: Tensor) -> Tensor:
 
 def to_uint8(video_CTHW: Tensor) -> Tensor:
     """float `[..., 3, T, H, W]` in [-1, 1] to uint8 `[..., T, H, W, 3]`, rounded and clamped."""
+    import torch
+
     if not video_CTHW.is_floating_point() or video_CTHW.shape[-4] != 3:
         raise ValueError(f"expected float [..., 3, T, H, W], got {video_CTHW.dtype} {tuple(video_CTHW.shape)}")
     levels = video_CTHW.float().add(1.0).mul(127.5).round().clamp(0, 255)
@@ -51,8 +56,7 @@ def resize_frames(frames_THWC: np.ndarray, size: tuple[int, int], *, fit: Fit = 
         box = (left, top, left + crop_w, top + crop_h)
     target = (size[1], size[0])
     resized = [
-        np.asarray(Image.fromarray(frame).resize(target, Image.Resampling.LANCZOS, box=box))
-        for frame in frames_THWC
+        np.asarray(Image.fromarray(frame).resize(target, Image.Resampling.LANCZOS, box=box)) for frame in frames_THWC
     ]
     return np.stack(resized)
 

@@ -238,3 +238,9 @@ def test_broken_frames_are_quarantined(tmp_path: Path) -> None:
     made(tmp_path / "store", options=PrepareOptions(max_bad=2, workers=1), path=tmp_path / "src")
     quarantine = [json.loads(line) for line in (tmp_path / "store" / "quarantine.jsonl").read_text().splitlines()]
     assert [(q["path"], q["reason"]) for q in quarantine] == [("bad", "not-an-image"), ("cut", "truncated")]
+
+
+def test_decoding_processes_do_not_load_torch() -> None:
+    """They are started anew after every hang, and there is one per core."""
+    program = "import sys, hpdm_core.data.clip; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=False).returncode == 0

@@ -175,11 +175,12 @@ def test_links_that_go_round(tmp_path: Path) -> None:
     assert [(p.path, p.reason) for p in found.problems] == [("a/up", "symlink-loop")]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_folders_that_may_not_be_listed(tmp_path: Path) -> None:
     root = touch(tmp_path, "open/1.mp4", "closed/2.mp4")
     (root / "closed").chmod(0)
     try:
+        if os.access(root / "closed", os.R_OK):
+            pytest.skip("this user may read everything")
         found = scan(root)
     finally:
         (root / "closed").chmod(0o700)
