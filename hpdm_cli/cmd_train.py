@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpdm_cli import console
+from hpdm_cli.launch import launch
 from hpdm_cli.options import Device, DryRun, Out, Overrides, Preset, Store, TimeLimit, parse_duration
 from hpdm_core.config.load import dump_config
 from hpdm_core.errors import DataError
@@ -23,6 +24,7 @@ def train(
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Refuse to continue in a used directory.")] = False,
     time_limit: TimeLimit = None,
+    nproc: Annotated[int, typer.Option("--nproc", metavar="N", min=1, help="Processes, one per GPU.")] = 1,
     device: Device = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -35,6 +37,8 @@ def train(
     run = out or Path("runs") / Path(preset).stem
     from hpdm_core.families.registry import load_run_config
     from hpdm_core.training.plan import plan_training
+    from hpdm_core.training.run import rank_rows
+    from hpdm_core.training.run import train as run_training
     from hpdm_core.training.source import find_store
 
     config = load_run_config(preset, overrides or [])
@@ -52,13 +56,34 @@ def train(
         if missing is not None:
             raise missing
         return
+    if nproc > 1:
+        for phase in plan.phases:
+            rank_rows(phase.batch_size, config.train.micro_batch, nproc)
+        given = _arguments(preset, data, out, overrides or [], fresh, time_limit, device)
+        raise typer.Exit(launch(given, nproc, device))
     for line in describe(plan, store, run).splitlines():
         console.print_note(line)
-    from hpdm_core.training.run import train as run_training
-
     result = run_training(config, store, run, fresh=fresh, time_limit=limit, device=device)
     console.print_result(f"trained {result.videos_seen:,} videos in {result.step:,} steps: {result.weights}")
     console.print_note(f"next: hpdm sample --ckpt {run}")
+
+
+def _arguments(
+    preset: str,
+    data: Path | None,
+    out: Path | None,
+    overrides: list[str],
+    fresh: bool,
+    time_limit: str | None,
+    device: str | None,
+) -> list[str]:
+    """The command line of one rank: this command's without `--nproc`."""
+    words = ["train", "--preset", preset]
+    for option, value in (("--data", data), ("--out", out), ("--time-limit", time_limit), ("--device", device)):
+        words += [option, str(value)] if value is not None else []
+    for override in overrides:
+        words += ["--set", override]
+    return [*words, "--fresh"] if fresh else words
 
 
 def describe(plan: TrainPlan, store: Path | None, run: Path) -> str:

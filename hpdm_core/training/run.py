@@ -84,12 +84,9 @@ def fit(
     """`train` on any source of batches; `sample` replaces the sampler that `sample_every_steps` runs."""
     config = with_classes(config, source.classes)
     stop = StopRequest(time_limit)
-    if fresh and out.is_dir() and any(out.iterdir()):
-        raise ConfigError(
-            f"--fresh was given, and the run directory {out} is not empty",
-            hint="choose another --out, remove the directory, or leave --fresh away to continue",
-        )
     with joined_world(device) as world, matmul_precision(config.train.precision), stop.listening():
+        if fresh:
+            _refuse_used(out)
         return _Run(config, source, out, world, stop, sample).complete()
 
 
@@ -201,6 +198,15 @@ class _Run:
             sample = self.sample or grid_sampler(self.config, self.source, self.world)
             hooks.append(SampleHook(trainer, self.out, train.sample_every_steps, sample))
         return hooks
+
+
+def _refuse_used(out: Path) -> None:
+    """Raise ConfigError unless `out` is absent or empty. Every rank asks before any of them writes."""
+    if out.is_dir() and any(out.iterdir()):
+        raise ConfigError(
+            f"--fresh was given, and the run directory {out} is not empty",
+            hint="choose another --out, remove the directory, or leave --fresh away to continue",
+        )
 
 
 def rank_rows(batch_size: int, micro_batch: int | None, world_size: int) -> tuple[int, int]:

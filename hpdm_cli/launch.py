@@ -1,0 +1,71 @@
+"""`--nproc N`: the same command in N processes on this machine, through torchrun's own agent.
+
+Arguments, config and data are checked before any process starts, so a usage error appears once. The exit
+code is that of the first process to fail; the agent itself would always answer 1.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+
+from hpdm_cli import console
+from hpdm_core.errors import ConfigError, EnvironmentProblem, StoppedOnRequest
+
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+
+
+def launch(args: Sequence[str], num_processes: int, device: str | None) -> int:
+    """Run `hpdm ARGS` in `num_processes` ranks and return the exit code that the command should have.
+
+    Raises ConfigError inside another launcher, EnvironmentProblem for more processes than GPUs.
+    """
+    _check(num_processes, device)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # The ranks have said what went wrong; the agent's own forty lines add nothing.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(SIGNALS)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "hpdm_cli", *args)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            console.print_note(f"error: rank {rank} was killed by {name}; run the same command again to continue")
+            return 1
+        return failure.exitcode
+    except SignalException as error:
+        console.print_note(f"stopped: {error.sigval.name} was passed on to every rank")
+        return StoppedOnRequest.exit_code
+    return 0
+
+
+def _check(num_processes: int, device: str | None) -> None:
+    if "WORLD_SIZE" in os.environ:
+        raise ConfigError("--nproc was given inside a distributed launcher", hint="leave --nproc away")
+    if device is None or device == "auto" or device.startswith("cuda"):
+        import torch
+
+        found = torch.cuda.device_count()
+        if num_processes > found and (found or device not in (None, "auto")):
+            raise EnvironmentProblem(
+                f"--nproc {num_processes} needs as many GPUs, and this machine has {found}",
+                hint="lower --nproc, or use --device cpu",
+            )
