@@ -42,27 +42,43 @@ class Table:
         self.rows = []
 
     def add(self, group, what, expected, ours):
-        self.rows.append((group, what, f"{expected:.10g}", f"{ours:.10g}", f"{abs(ours - expected) / abs(expected):.1e} rel"))
+        """One number."""
+        self.rows.append(
+            (group, what, f"{expected:.10g}", f"{ours:.10g}", f"{abs(ours - expected) / abs(expected):.1e} rel")
+        )
 
     def add_arrays(self, group, what, expected, ours):
+        """One array, by its norm and its largest difference."""
         error = np.abs(np.asarray(ours, np.float64) - expected).max()
-        self.rows.append((group, what, f"norm {np.linalg.norm(expected):.6g}", f"norm {np.linalg.norm(ours):.6g}", f"{error:.1e} max abs"))
+        self.rows.append(
+            (
+                group,
+                what,
+                f"norm {np.linalg.norm(expected):.6g}",
+                f"norm {np.linalg.norm(ours):.6g}",
+                f"{error:.1e} max abs",
+            )
+        )
 
     def formulas(self, group, what, expected, fake, real):
+        """A distance by every peer's formula."""
         for name, value in expected.items():
             formula = next(f for prefix, f in FORMULAS.items() if name.startswith(prefix))
             self.add(group, f"{what}: {name.split(' (')[0]}", value, formula(fake, real))
 
     def markdown(self):
+        """The table as text."""
         lines = ["| group | quantity | golden | ours | error |", "|---|---|---|---|---|"]
         return "\n".join(lines + [f"| {' | '.join(row)} |" for row in self.rows]) + "\n"
 
 
 def detector(device, **fields):
+    """Seeded I3D with the given protocol fields."""
     return build_detector(DetectorSection(name="random-i3d", **fields), weights=None, device=device)
 
 
 def features(network, clips, device, batch=16):
+    """Features of clips [N, D]."""
     rows = []
     with torch.inference_mode():
         for start in range(0, len(clips), batch):
@@ -72,6 +88,7 @@ def features(network, clips, device, batch=16):
 
 
 def numbers_without_video(table, reference, arrays):
+    """Rows that need no video."""
     for n, expected in reference["frechet_only"]["values"].items():
         count = int(n.removeprefix("N="))
         fake, real = gaussian_features(count, 11, 0.05, 1.1), gaussian_features(count, 12, 0.0, 1.0)
@@ -81,12 +98,20 @@ def numbers_without_video(table, reference, arrays):
         table.formulas("Fréchet, given I3D features", pair, expected, fake, real)
     fake, real = gaussian_features(512, 11, 0.05, 1.1), gaussian_features(512, 12, 0.0, 1.0)
     mmd = reference["mmd"]["values"]
-    table.add("MMD", "KVD (DIGAN)", next(v for k, v in mmd.items() if k.startswith("KVD")), kernel_video_distance(fake, real).value)
-    table.add("MMD", "JEDi form", next(v for k, v in mmd.items() if k.startswith("JEDi")), jedi_distance(fake, real).value)
+    table.add(
+        "MMD",
+        "KVD (DIGAN)",
+        next(v for k, v in mmd.items() if k.startswith("KVD")),
+        kernel_video_distance(fake, real).value,
+    )
+    table.add(
+        "MMD", "JEDi form", next(v for k, v in mmd.items() if k.startswith("JEDi")), jedi_distance(fake, real).value
+    )
     inception(table, reference["inception_score"]["values"])
 
 
 def inception(table, values):
+    """Inception Scores of the seeded table."""
     p = class_probabilities()
     cases = {
         "stylegan-v compute_isv, all 10000, 10 splits": (p, 10, 42),
@@ -106,6 +131,7 @@ def inception(table, values):
 
 
 def logits(table, arrays, device):
+    """I3D logits of every golden array."""
     ours = detector(device)
     noise = list(pcg(1234).integers(0, 256, (2, 16, 224, 224, 3), dtype=np.uint8))
     small = [synth(i, 16, 64, 64) for i in range(4)]
@@ -131,21 +157,30 @@ def logits(table, arrays, device):
 
 
 def c3d(table, arrays, device):
+    """C3D preprocessing and scores."""
     network = c3d_from(random_c3d_weights(CONVOLUTIONS, LINEARS)).to(device)
-    x = torch.from_numpy(np.stack([synth(i, 16, 64, 64) for i in range(4)])).to(device).movedim(-1, 1).float() / 127.5 - 1
+    x = (
+        torch.from_numpy(np.stack([synth(i, 16, 64, 64) for i in range(4)])).to(device).movedim(-1, 1).float() / 127.5
+        - 1
+    )
     with torch.inference_mode():
         prepared, scores = network.preprocess(x), network(x).cpu().numpy()
     sums = prepared.double().sum(dim=(2, 3, 4)).cpu().numpy()
     for row in range(4):
-        table.add("C3D", f"fc8 norm of clip {row}", np.linalg.norm(arrays["c3d__fc8"][row]), np.linalg.norm(scores[row]))
+        table.add(
+            "C3D", f"fc8 norm of clip {row}", np.linalg.norm(arrays["c3d__fc8"][row]), np.linalg.norm(scores[row])
+        )
     relative = np.linalg.norm(scores - arrays["c3d__fc8"]) / np.linalg.norm(arrays["c3d__fc8"])
     table.rows.append(("C3D", "fc8, all scores", "", "", f"{relative:.1e} rel L2"))
-    table.rows.append(("C3D", "preprocessing sums", "", "", f"{np.abs(sums / arrays['c3d__pre_sum'] - 1).max():.1e} rel"))
+    table.rows.append(
+        ("C3D", "preprocessing sums", "", "", f"{np.abs(sums / arrays['c3d__pre_sum'] - 1).max():.1e} rel")
+    )
     corner = np.abs(prepared[:, :, :2, :3, :3].cpu().numpy() - arrays["c3d__pre_corner"]).max()
     table.rows.append(("C3D", "preprocessing corners", "", "", f"{corner:.1e} max abs"))
 
 
 def windows(clips, entries, stride=2):
+    """The 16-frame windows of the reference, every second pixel by default."""
     from hpdm_core.data.decode import decode_video
 
     found = []
@@ -157,10 +192,12 @@ def windows(clips, entries, stride=2):
 
 
 def corrupted(name, clips, entries):
+    """The windows damaged as the reference says."""
     return [CORRUPTIONS[name](clip, entry["index"]) for clip, entry in zip(clips, entries, strict=True)]
 
 
 def blur(clip, index):
+    """Two passes of the binomial filter in integers."""
     kernel = np.array([1, 4, 6, 4, 1])
     for _ in range(2):
         for axis in (1, 2):
@@ -182,6 +219,7 @@ CORRUPTIONS = {
 
 
 def from_clips(table, reference, arrays, clips, device):
+    """Features and FVDs recomputed from the clips."""
     a, b = reference["windows_A"], reference["windows_B"]
     sets = {"A": windows(clips, a), "B": windows(clips, b), "A240": windows(clips, a, stride=1)}
     sets |= {f"A_{name}": corrupted(name, sets["A"], a) for name in CORRUPTIONS}
@@ -203,6 +241,7 @@ def from_clips(table, reference, arrays, clips, device):
 
 
 def needs_trained_weights(table, reference):
+    """Rows that cannot be checked without trained weights."""
     for name, value in reference["published"].items():
         shown = json.dumps(value)
         shown = shown if len(shown) < 60 else shown[:57] + "..."
@@ -210,6 +249,7 @@ def needs_trained_weights(table, reference):
 
 
 def main():
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reference", type=Path, required=True, help="folder of fvd_reference.json and the arrays")
     parser.add_argument("--clips", type=Path, help="folder of the real clips")
