@@ -21,6 +21,9 @@ BASE = 10_000.0
 HIGHEST = 5.0
 """Fastest turn on a grid, in half turns per unit of a coordinate that runs from -1 to 1."""
 
+MAX_ROWS = 65_535
+"""The longest batch that CUDA's fused attention kernels launch; axial attention makes longer ones."""
+
 
 def line_angles(length: int, head_dim: int, device: torch.device) -> Tensor:
     """Angles [N, P] in radians of `length` points one unit apart; frequencies from 1 down to 1 / BASE."""
@@ -63,6 +66,8 @@ class HeadAttention(nn.Module):
 
     def forward(self, x_BND: Tensor, angles_NP: Tensor | None = None) -> Tensor:
         """[B, N, D] to [B, N, D]."""
+        if len(x_BND) > MAX_ROWS:
+            return torch.cat([self(part, angles_NP) for part in x_BND.split(MAX_ROWS)])
         q, k, v = self.qkv(x_BND).chunk(3, dim=-1)
         if angles_NP is not None:
             q, k = rotate(q, angles_NP), rotate(k, angles_NP)

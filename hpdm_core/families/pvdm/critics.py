@@ -4,7 +4,9 @@ A critic is a stack of strided convolutions that scores overlapping patches. It 
 every stage, because the autoencoder is also asked to match the features of real video.
 
 Batch norm uses the statistics of the micro-batch at hand and keeps none: critics are never evaluated,
-and ranks need nothing of each other.
+and ranks need nothing of each other. Critics run in fp32 under any precision: they cost little beside
+the autoencoder, and 3-D convolutions in bf16 have given non-finite gradients on CPUs.
+
 Shapes: B batch, C channels, T H W frames and pixels.
 """
 
@@ -69,7 +71,9 @@ class Critics(nn.Module):
 
     def forward(self, video_BCTHW: Tensor, frames_B: Tensor) -> tuple[Stages, Stages]:
         """The stages of the frame critic on frame `frames_B[b]` of row b, and of the clip critic."""
-        return self.frame(pick_frames(video_BCTHW, frames_B)), self.clip(video_BCTHW)
+        with torch.autocast(video_BCTHW.device.type, enabled=False):
+            video = video_BCTHW.float()
+            return self.frame(pick_frames(video, frames_B)), self.clip(video)
 
 
 def pick_frames(video_BCTHW: Tensor, frames_B: Tensor) -> Tensor:
@@ -79,22 +83,19 @@ def pick_frames(video_BCTHW: Tensor, frames_B: Tensor) -> Tensor:
 
 def hinge_loss(real: tuple[Stages, ...], fake: tuple[Stages, ...]) -> Tensor:
     """Sum over critics of half of E[relu(1 - real)] + E[relu(1 + fake)]."""
-    losses = [
-        0.5 * (F.relu(1 - r[-1].float()).mean() + F.relu(1 + f[-1].float()).mean())
-        for r, f in zip(real, fake, strict=True)
-    ]
+    losses = [0.5 * (F.relu(1 - r[-1]).mean() + F.relu(1 + f[-1]).mean()) for r, f in zip(real, fake, strict=True)]
     return torch.stack(losses).sum()
 
 
 def adversarial_loss(fake: tuple[Stages, ...]) -> Tensor:
     """Minus the mean score, summed over critics."""
-    return -torch.stack([stages[-1].float().mean() for stages in fake]).sum()
+    return -torch.stack([stages[-1].mean() for stages in fake]).sum()
 
 
 def feature_loss(real: tuple[Stages, ...], fake: tuple[Stages, ...]) -> Tensor:
     """Mean absolute difference of features, summed over critics and over all stages but the scores."""
     losses = [
-        (f.float() - r.float()).abs().mean()
+        (f - r).abs().mean()
         for critic_real, critic_fake in zip(real, fake, strict=True)
         for r, f in zip(critic_real[:-1], critic_fake[:-1], strict=True)
     ]

@@ -1,9 +1,9 @@
 import pytest
-import tiny_pvdm
 import torch
-from tiny_pvdm import GRID, PATCH, VIDEO
 
 from hpdm_core.families.pvdm.autoencoder import patches
+from tests.support import tiny_pvdm
+from tests.support.tiny_pvdm import GRID, PATCH, VIDEO
 
 
 @pytest.fixture(scope="module")

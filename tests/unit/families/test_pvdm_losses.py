@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
-import tiny_pvdm
 import torch
-from tiny_pvdm import VIDEO
 
 from hpdm_core.conditioning.labels import NULL
 from hpdm_core.diffusion.process import corrupt
 from hpdm_core.families.pvdm.critics import Critics, adversarial_loss, feature_loss, frozen, hinge_loss, pick_frames
 from hpdm_core.families.pvdm.views import CLIP, PREVIOUS, ClipPair, WholeClip
 from hpdm_core.rng import BatchStreams, numpy_stream
+from tests.support import tiny_pvdm
+from tests.support.tiny_pvdm import VIDEO
 
 POSITIONS = list(range(6))
 
@@ -242,3 +242,16 @@ def test_critics_learn_to_tell_reconstructions():
 
 def test_critics_keep_no_running_statistics():
     assert not list(Critics(tiny_pvdm.tiny_model().critic).buffers())
+
+
+def test_bf16_stays_near_fp32_and_finite():
+    family = tiny_pvdm.tiny_family()
+    for role in ("autoencoder", "generator", "critics", "denoiser"):
+        exact = losses(family, role).total
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = losses(family, role).total
+        family.zero_grad()
+        rough.backward()
+        assert rough.dtype == torch.float32
+        assert rough.item() == pytest.approx(exact.item(), rel=0.02), role
+        assert all(p.grad.isfinite().all() for p in family.parameters() if p.grad is not None)

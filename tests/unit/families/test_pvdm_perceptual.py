@@ -1,7 +1,6 @@
 import logging
 
 import pytest
-import tiny_pvdm
 import torch
 from safetensors.torch import save_file
 
@@ -9,6 +8,7 @@ from hpdm_core.errors import ConfigError, IncompatibleCheckpoint, WeightsMissing
 from hpdm_core.families.pvdm.config import PerceptualSection
 from hpdm_core.families.pvdm.perceptual import STAGES, WIDTHS, PerceptualLoss, load_lpips
 from hpdm_core.rng import BatchStreams
+from tests.support import tiny_pvdm
 
 
 @pytest.fixture(scope="module")

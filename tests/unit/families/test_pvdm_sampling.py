@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
-import tiny_pvdm
 import torch
-from tiny_pvdm import VIDEO
 from torch import nn
 
 from hpdm_core.errors import ConfigError
@@ -10,6 +8,8 @@ from hpdm_core.families.pvdm.config import PvdmSample
 from hpdm_core.sampling.solvers import SOLVERS, ddim
 from hpdm_core.sampling.stage import Request
 from hpdm_core.video import to_uint8
+from tests.support import tiny_pvdm
+from tests.support.tiny_pvdm import VIDEO
 
 
 @pytest.fixture(scope="module")

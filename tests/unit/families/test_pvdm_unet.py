@@ -1,10 +1,10 @@
 import pytest
-import tiny_pvdm
 import torch
 from torch import nn
 
 from hpdm_core.families.pvdm.planes import join_cells
 from hpdm_core.families.pvdm.unet import CellAttention, PlaneUnit, ResampleBlock
+from tests.support import tiny_pvdm
 
 
 def inputs(family, rows=2, seed=0):

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from hpdm_core.nn import rotary
 from hpdm_core.nn.rotary import HeadAttention, grid_angles, line_angles, rotate
 
 CPU = torch.device("cpu")
@@ -59,3 +60,13 @@ def test_attention_has_its_own_inner_width_and_sees_order_only_through_angles():
     torch.testing.assert_close(layer(x[:, order]), layer(x)[:, order])
     angles = line_angles(5, 8, CPU)
     assert not torch.allclose(layer(x[:, order], angles), layer(x, angles)[:, order], atol=1e-4)
+
+
+def test_batches_beyond_the_kernels_limit_are_split(monkeypatch):
+    layer, x = HeadAttention(6, heads=2, head_dim=8), torch.randn(7, 5, 6)
+    whole = layer(x)
+    seen, run = [], rotary.attend
+    monkeypatch.setattr(rotary, "MAX_ROWS", 3)
+    monkeypatch.setattr(rotary, "attend", lambda q, *rest: seen.append(len(q)) or run(q, *rest))
+    torch.testing.assert_close(layer(x), whole)
+    assert seen == [3, 3, 1]
