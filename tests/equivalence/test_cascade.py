@@ -1,5 +1,7 @@
 """The cascade against what it must equal: itself in any batch, its own outline, the joint pass, an oracle."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ def cascade_of(family, seeds=(0, 1), labels=None, *, request=None, **options):
 
 
 @pytest.mark.parametrize("chunk", [None, 5])
-@pytest.mark.parametrize("options", [{"guidance": (2.0,)}, {"cache": False, "overlap": "none"}])
+@pytest.mark.parametrize("options", [{"guidance": (2.0,), "overlap": "none"}, {"cache": False, "overlap": "none"}])
 def test_a_sample_is_the_same_pixels_whatever_is_made_beside_it(options, chunk):
     """Bit for bit, from 1, 3 and 8 seeds; with 5 tiles a call they also sit at other rows of the call."""
     family = tiny_family()
@@ -36,7 +38,7 @@ def test_a_sample_is_the_same_pixels_whatever_is_made_beside_it(options, chunk):
 
 def test_another_chunk_size_changes_rounding_only():
     family = tiny_family()
-    videos = [sample(family, [5, 6], [2, 1], chunk=chunk, **QUICK) for chunk in (None, 1, 4, 50)]
+    videos = [sample(family, [5, 6], [2, 1], chunk=chunk, **QUICK) for chunk in (None, 7, 50)]
     for video in videos[1:]:
         torch.testing.assert_close(video, videos[0], atol=1e-5, rtol=0)
 
@@ -148,14 +150,15 @@ def test_the_outline_is_what_runs(options):
     assert calls == [s.calls for s in outline.stages] == [s.calls for s in stages]
     assert [s.name for s in outline.stages] == [s.name for s in stages]
     assert [len(s.sigmas) - 1 for s in stages] == [s.steps for s in outline.stages]
-    branches = 2 if any(w != 1 for w in options.get("guidance", ())) else 1
     for level, planned in enumerate(outline.stages):
         assert planned.tiles == len(cascade.grids[level])
         assert stages[level].shapes == {"video": (3, planned.frames, *planned.size)}
-        assert rows[level] == planned.block_evals
+        calls_per_pass = -(-planned.tiles // 64)
+        padded = calls_per_pass * -(-planned.tiles // calls_per_pass)
+        assert padded <= 1.02 * planned.tiles
+        assert rows[level] * planned.tiles == planned.block_evals * padded
     # Keeping a finished level's features is one more pass over its tiles, counted apart.
     assert len(rows) == len(stages) + 1
-    assert branches in (1, 2)
 
 
 def test_costs_of_the_paper_in_block_evaluations():
@@ -204,7 +207,7 @@ def test_self_conditioning_feeds_each_tiles_own_latents_back(monkeypatch):
     sample(family, [0], [1], solver=("euler",), request={"size": (16, 16)})
     level_0 = [entry for entry in fed if entry[0] == 0]
     assert level_0[0][1] is None
-    for before, after in zip(level_0[:-1], level_0[1:], strict=True):
+    for before, after in itertools.pairwise(level_0):
         assert torch.equal(after[1], before[2])
     first_of_level_1 = next(entry for entry in fed if entry[0] == 1)
     assert first_of_level_1[1] is None

@@ -181,7 +181,7 @@ class Branch:
         self.level, self.grid = level, grid
         self.latents: Tensor | None = None
         self.units = len(self.cascade.request.seeds) * len(grid)
-        self.chunk = self.options.chunk or min(len(grid), MAX_CHUNK)
+        self.chunk = self.options.chunk or _even_chunk(len(grid))
         self.terms: dict[int, Tensor] = {}
         self.shallow: Tensor | None = None
         if level == 0:
@@ -335,3 +335,9 @@ class Branch:
     def _dtype(self) -> torch.dtype:
         device = torch.device(self.cascade.request.device).type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+
+
+def _even_chunk(num_tiles: int) -> int:
+    """Tiles per call: at most MAX_CHUNK, and nearly equal parts of one video's tiles, so that little is padding."""
+    num_calls = -(-num_tiles // MAX_CHUNK)
+    return -(-num_tiles // num_calls)
