@@ -11,6 +11,7 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -85,12 +86,22 @@ def _rgb(frame: np.ndarray) -> np.ndarray:
     return frame
 
 
-def _av_chunks(path: Path, chunk: int) -> Chunks:
+def open_container(path: Path) -> Any:
+    """The file opened by PyAV, whatever encoding its text tags are in.
+
+    PyAV 19 tolerates foreign tags by itself and refuses the option that older versions need.
+    """
     import av
+
+    tolerant = {"metadata_errors": "replace"} if int(version("av").split(".")[0]) < 19 else {}
+    return av.open(str(path.absolute()), **tolerant)
+
+
+def _av_chunks(path: Path, chunk: int) -> Chunks:
     from av.error import FFmpegError
 
     try:
-        with av.open(str(path.absolute()), metadata_errors="replace") as container:
+        with open_container(path) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             upright = (

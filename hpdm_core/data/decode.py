@@ -23,7 +23,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from hpdm_core.data.backends import BACKENDS, BackendFailed, Chunks, backend_version, load_backend
+from hpdm_core.data.backends import (
+    BACKENDS,
+    BackendFailed,
+    Chunks,
+    backend_version,
+    load_backend,
+    open_container,
+)
 from hpdm_core.errors import CorruptVideo
 
 R = TypeVar("R")
@@ -134,11 +141,10 @@ def check_readable(path: Path) -> None:
 
 def probe(path: Path) -> Probe:
     """Read the header and the packet times of the first video stream. Raises CorruptVideo."""
-    import av
     from av.error import FFmpegError
 
     try:
-        container = av.open(str(path.absolute()), metadata_errors="replace")
+        container = open_container(path)
     except (FFmpegError, ValueError) as error:
         raise CorruptVideo(f"{path} is not a video: {error}", reason="not-a-video") from error
     with container:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from hpdm_core.data.backends import open_container
 from hpdm_core.errors import DataError
 
 Metadata = Mapping[str, Any]
@@ -143,9 +144,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
             found = image.info.get(METADATA_KEY if suffix == ".png" else "comment", "")
         text = found.decode(errors="replace") if isinstance(found, bytes) else str(found)
     else:
-        import av
-
-        with av.open(str(path), metadata_errors="replace") as container:
+        with open_container(path) as container:
             text = container.metadata.get("comment", "")
     try:
         found = json.loads(text or "{}")
