@@ -29,8 +29,7 @@ def launch(args: Sequence[str], num_processes: int, device: str | None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The ranks have said what went wrong; the agent's own forty lines add nothing.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    _silence_agent()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(SIGNALS)
     config = LaunchConfig(
@@ -55,6 +54,13 @@ def launch(args: Sequence[str], num_processes: int, device: str | None) -> int:
         console.print_note(f"stopped: {error.sigval.name} was passed on to every rank")
         return StoppedOnRequest.exit_code
     return 0
+
+
+def _silence_agent() -> None:
+    """Hide the agent's own forty lines: the ranks have said what went wrong. It sets a level on each logger."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _check(num_processes: int, device: str | None) -> None:

@@ -104,9 +104,26 @@ def test_the_time_limit_exits_75_and_samples_appear_on_the_way(place):
     assert {path.name for path in first.iterdir()} == {"grid.mp4", "grid.gif", "grid.png"}
 
 
+def test_several_processes_keep_the_exit_code_and_continue_as_one(place):
+    line = ("train", "--preset", "hpdm-smoke", "--out", "many", "--device", "cpu")
+    endless = ("--set", "train.max_steps=100000", "--nproc", "2", "--time-limit", "1s")
+    done = hpdm(*line, *endless, cwd=place)
+    assert done.returncode == 75, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    steps = load_model(place / "many").header.step
+    assert steps >= 1
+    alone = hpdm(*line, "--set", f"train.max_steps={steps + 1}", cwd=place)
+    assert alone.returncode == 0, alone.stderr
+    assert "world_size changed from 2 to 1" in alone.stderr
+    log = (place / "many" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(text)["step"] for text in log] == list(range(1, steps + 2))
+
+
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
+        (("--preset", "hpdm-smoke", "--nproc", "3", "--device", "cpu"), 2, "does not divide into 3 ranks"),
         (("--preset", "no-such-preset"), 2, "no-such-preset"),
         (("--preset", "hpdm-smoke", "--set", "train.max_stepz=3"), 2, "max_steps"),
         (("--preset", "hpdm-smoke", "--data", "nowhere"), 3, "nowhere"),
