@@ -60,8 +60,8 @@ class TileGrid:
         # [N, M, 3] offsets of tiles relative to each candidate parent, on this level's grid.
         gap = self.offsets[:, None] - ratio * coarser.offsets[None]
         inside = ((gap >= 0) & (gap <= (ratio - 1) * part)).all(-1)
-        if not inside.any(1).all():
-            orphan = tuple(self.offsets[np.flatnonzero(~inside.any(1))[0]])
+        if not inside.any(-1).all():
+            orphan = tuple(self.offsets[np.flatnonzero(~inside.any(-1))[0]])
             raise ConfigError(
                 f"the tile at {orphan} of level {self.level} has no containing tile on level {coarser.level}",
                 hint="use the same overlap on both levels",
