@@ -93,7 +93,7 @@ class JointSampling:
         }
 
     def _held(self, x_BCTHW: Tensor) -> Tensor:
-        """The estimate within [-1, 1], by the threshold asked for (Imagen's appendix A.1 for `dynamic`)."""
+        """The estimate within [-1, 1], by the threshold asked for (`dynamic`: Imagen, §2.3)."""
         if self.options.threshold == "none":
             return x_BCTHW
         if self.options.threshold == "clip":
@@ -124,5 +124,7 @@ class JointSampling:
             t, *side = self.extents[level]
             if frames in (None, t) and size in (None, tuple(side)):
                 return level
-        asked = f"{frames or 'any'} frames of {'any size' if size is None else f'{size[0]}x{size[1]}'}"
+        wanted_size = None if size is None else f"{size[0]}x{size[1]}"
+        wanted_frames = None if frames is None else f"{frames} frames"
+        asked = " of ".join(part for part in (wanted_frames, wanted_size) if part)
         raise ConfigError(f"this model does not make {asked}", hint=f"it makes {known} (frames x height x width)")
