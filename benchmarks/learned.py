@@ -20,6 +20,7 @@ from PIL import Image
 from benchmarks.levels import RandomFeatures, real_levels, rfd, sample_levels, with_classes
 from benchmarks.machine import machine_facts
 from hpdm_core.data.store import VideoStore
+from hpdm_core.data.write import write_gif
 from hpdm_core.families.registry import build_family
 from hpdm_core.families.weights import LoadedModel, load_model
 
@@ -83,6 +84,9 @@ def main() -> None:
     )  # fmt: skip
     save_grid(args.out / "levels.png", [v[:6] for v in fakes])
     save_grid(args.out / "nearest.png", [fakes[-1][:6], knowns[-1][neighbours[:6]]])
+    rows_of_four = fakes[-1][:8].reshape(2, 4, *fakes[-1].shape[1:])
+    wall = np.concatenate([np.concatenate(list(row), axis=2) for row in rows_of_four], axis=1)
+    write_gif(args.out / "samples.gif", wall, fps=12.0)
 
 
 def nearest(a: np.ndarray, b: np.ndarray) -> list[int]:
