@@ -54,6 +54,9 @@ def prepare_data(
     num: Annotated[int, typer.Option("--num", min=1, help="Synthetic: number of clips.")] = 100,
     frames: Annotated[int, typer.Option("--frames", min=1, help="Synthetic: frames per clip.")] = 24,
     seed: Annotated[int, typer.Option("--seed", help="Synthetic: seed.")] = 0,
+    style: Annotated[
+        Literal["rich", "plain"], typer.Option("--style", help="Synthetic: textures and moving cameras, or neither.")
+    ] = "rich",
     max_bad: Annotated[str, typer.Option("--max-bad", metavar="1%|N", help="How many clips may fail.")] = "1%",
     deadline: Annotated[
         float, typer.Option("--deadline", metavar="SECONDS", min=0.1, help="Longest time for one clip.")
@@ -83,6 +86,7 @@ def prepare_data(
         num_clips=num,
         num_frames=frames,
         seed=seed,
+        style=style,
     )
     finest = parse_size(size)
     recipe = Recipe(
@@ -147,6 +151,7 @@ def _command(options: SourceOptions, kind: str) -> str:
         "--num": "num_clips",
         "--frames": "num_frames",
         "--seed": "seed",
+        "--style": "style",
     }
     for flag, name in flags.items():
         value = getattr(options, name)

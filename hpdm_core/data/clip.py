@@ -104,7 +104,7 @@ def _prepare_synthetic(job: ClipJob) -> ClipResult:
     spec = job.clip.synthetic
     assert spec is not None
     size = job.recipe.sizes[0]
-    video, info = render_clip(spec.seed, spec.index, spec.frames, size)
+    video, info = render_clip(spec.seed, spec.index, spec.frames, size, spec.style)
     video = video[: job.recipe.max_frames]
     sink = _store(job, iter([video]))
     return sink.result(

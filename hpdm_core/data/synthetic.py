@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from hpdm_core.rng import numpy_stream
 
 Array = np.ndarray
+Style = Literal["rich", "plain"]
 
 SHAPES = ("circle", "square", "triangle", "star", "ring")
 MOTIONS = ("sliding", "orbiting")
@@ -48,6 +50,22 @@ BACKGROUNDS = ("gradient", "cloudy", "tiled", "wavy")
 DIRECTIONS = {"right": 0.0, "down": 0.5 * np.pi, "left": np.pi, "up": 1.5 * np.pi}
 SIZES = {"small": (0.11, 0.14), "medium": (0.15, 0.19), "large": (0.21, 0.26)}
 CAMERAS = ("still", "still", "left", "right")
+
+
+@dataclass(frozen=True, slots=True)
+class _Palette:
+    """What a style chooses from."""
+
+    sizes: tuple[str, ...]
+    textures: tuple[str, ...]
+    backgrounds: tuple[str, ...]
+    cameras: tuple[str, ...]
+
+
+_STYLES: dict[Style, _Palette] = {
+    "rich": _Palette(tuple(SIZES), TEXTURES, BACKGROUNDS, CAMERAS),
+    "plain": _Palette(("medium", "large"), ("plain",), ("gradient",), ("still",)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +100,19 @@ class _Background:
     pan: float
 
 
-def render_clip(seed: int, index: int, frames: int, size: tuple[int, int]) -> tuple[Array, SyntheticInfo]:
+def render_clip(
+    seed: int, index: int, frames: int, size: tuple[int, int], style: Style = "rich"
+) -> tuple[Array, SyntheticInfo]:
     """Render clip `index` of the stream `seed`: uint8 `[T, H, W, 3]` and what it shows.
 
-    The same arguments give the same bytes. Clip `index` has class `index % len(CLASSES)`.
+    The same arguments give the same bytes. Clip `index` has class `index % len(CLASSES)`. `plain` shows untextured,
+    larger shapes before a still gradient: what a small model can learn in two minutes.
     """
     rng = numpy_stream(seed, "synthetic", index)
     label = index % len(CLASSES)
     shape, motion = CLASSES[label].split()
-    thing, words = _draw_object(rng, shape)
-    background, scenery = _draw_background(rng)
+    thing, words = _draw_object(rng, shape, _STYLES[style])
+    background, scenery = _draw_background(rng, _STYLES[style])
     centres_T2, direction = _draw_path(rng, motion, thing.radius, frames, size)
     video = np.empty((frames, *size, 3), dtype=np.uint8)
     still = _paint_background(background, 0.0, size) if background.pan == 0.0 else None
@@ -102,10 +123,10 @@ def render_clip(seed: int, index: int, frames: int, size: tuple[int, int]) -> tu
     return video, SyntheticInfo(label, f"{words} {motion} {direction} over {scenery}")
 
 
-def _draw_object(rng: np.random.Generator, shape: str) -> tuple[_Object, str]:
-    size_word = str(rng.choice(list(SIZES)))
+def _draw_object(rng: np.random.Generator, shape: str, style: _Palette) -> tuple[_Object, str]:
+    size_word = str(rng.choice(style.sizes))
     colour = str(rng.choice(list(COLOURS)))
-    texture = str(rng.choice(TEXTURES))
+    texture = str(rng.choice(style.textures))
     radius = float(rng.uniform(*SIZES[size_word]))
     thing = _Object(
         shape=shape,
@@ -120,10 +141,10 @@ def _draw_object(rng: np.random.Generator, shape: str) -> tuple[_Object, str]:
     return thing, "a " + " ".join(words)
 
 
-def _draw_background(rng: np.random.Generator) -> tuple[_Background, str]:
-    kind = str(rng.choice(BACKGROUNDS))
+def _draw_background(rng: np.random.Generator, style: _Palette) -> tuple[_Background, str]:
+    kind = str(rng.choice(style.backgrounds))
     colour = str(rng.choice(list(BACKGROUND_COLOURS)))
-    camera = str(rng.choice(CAMERAS))
+    camera = str(rng.choice(style.cameras))
     speed = float(rng.uniform(0.004, 0.012))
     background = _Background(
         kind=kind,

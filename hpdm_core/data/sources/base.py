@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from hpdm_core.data.synthetic import Style
 from hpdm_core.errors import ConfigError
 from hpdm_core.rng import derive_seed
 
@@ -22,6 +23,7 @@ class SyntheticSpec:
     seed: int
     index: int
     frames: int
+    style: Style = "rich"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class SourceOptions:
     num_clips: int = 100
     num_frames: int = 24
     seed: int = 0
+    style: Style = "rich"
 
     def folder(self) -> Path:
         """The source directory; ConfigError where there is none."""

@@ -70,7 +70,7 @@ def scan_synthetic(options: SourceOptions) -> Scan:
             paths=(),
             label=synthetic.CLASSES[index % len(synthetic.CLASSES)],
             group=f"{index:06d}",
-            synthetic=SyntheticSpec(options.seed, index, options.num_frames),
+            synthetic=SyntheticSpec(options.seed, index, options.num_frames, options.style),
             fps=synthetic.FPS,
         )
         for index in range(options.num_clips)

@@ -83,3 +83,14 @@ def test_sizes_show_the_same_scene() -> None:
     small = render_clip(0, 4, 3, (32, 32))[0].astype(float)
     reduced = large.reshape(3, 32, 4, 32, 4, 3).mean(axis=(2, 4))
     assert np.abs(reduced - small).mean() < 4
+
+
+def test_the_plain_style_has_no_textures_and_a_still_background() -> None:
+    for index in range(20):
+        video, info = render_clip(0, index, 6, (32, 32), "plain")
+        assert "over a gradient" in info.caption
+        assert not any(word in info.caption for word in ("panning", "striped", "checkered", "dotted", "small"))
+        # Corners that no shape reaches do not change.
+        changed = (video != video[0]).any(axis=(0, 3))
+        assert not changed.all()
+    assert np.array_equal(render_clip(0, 3, 4, (32, 32))[0], render_clip(0, 3, 4, (32, 32), "rich")[0])
