@@ -93,7 +93,7 @@ def open_container(path: Path) -> Any:
     """
     import av
 
-    tolerant = {"metadata_errors": "replace"} if int(version("av").split(".")[0]) < 19 else {}
+    tolerant: dict[str, Any] = {"metadata_errors": "replace"} if int(version("av").split(".")[0]) < 19 else {}
     return av.open(str(path.absolute()), **tolerant)
 
 
