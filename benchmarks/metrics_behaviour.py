@@ -119,11 +119,18 @@ def measure(clips, detector, device):
                 "rFVD": frechet_from_features(fake["video"].features, real["video"].features),
                 "rKVD": kernel_video_distance(fake["video"].features, real["video"].features).value,
                 "rFVD-static": frechet_from_features(fake["static"].features, real["static"].features),
-                "seam ratio": float(np.mean([observe(i, clip) for i, clip in enumerate(damaged)])),
+                "seam ratio": seam_value(observe, damaged),
             }
             rows.append({"damage": name, "strength": strength, **found})
             print(rows[-1], flush=True)
     return rows
+
+
+def seam_value(observe, clips):
+    """Geometric mean over clips of the ratio of the worst axis."""
+    rows = [observe(i, clip) for i, clip in enumerate(clips)]
+    logs = {axis: np.log(np.clip([row[axis] for row in rows], 1e-3, 1e3)) for axis in rows[0]}
+    return max(float(np.exp(values.mean())) for values in logs.values())
 
 
 def limits(detector, device, counts):

@@ -163,7 +163,7 @@ def c3d(table, arrays, device):
         torch.from_numpy(np.stack([synth(i, 16, 64, 64) for i in range(4)])).to(device).movedim(-1, 1).float() / 127.5
         - 1
     )
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         prepared, scores = network.preprocess(x), network(x).cpu().numpy()
     sums = prepared.double().sum(dim=(2, 3, 4)).cpu().numpy()
     for row in range(4):

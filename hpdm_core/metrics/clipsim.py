@@ -34,7 +34,7 @@ Encode = Callable[[Tensor], Tensor]
 
 def build_clipsim(
     weights: Path | None, captions: list[str], device: torch.device | str
-) -> Callable[[int, np.ndarray], float]:
+) -> Callable[[int, np.ndarray], dict[str, float]]:
     """An observer that scores video number i, uint8 [T, H, W, 3], against `captions[i]`.
 
     Raises WeightsMissing without CLIP's file, IncompatibleCheckpoint if it does not fit, EnvironmentProblem
@@ -70,13 +70,13 @@ def build_clipsim(
 
 def clipsim_observer(
     encode_image: Encode, text_vectors: list[Tensor], device: torch.device | str
-) -> Callable[[int, np.ndarray], float]:
+) -> Callable[[int, np.ndarray], dict[str, float]]:
     """Mean cosine of each frame's vector with the text vector [1, D] of the video's number."""
 
-    def observe(index: int, video_THWC: np.ndarray) -> float:
+    def observe(index: int, video_THWC: np.ndarray) -> dict[str, float]:
         with torch.inference_mode():
             images = encode_image(clip_preprocess(torch.from_numpy(video_THWC).to(device)))
-            return float(F.cosine_similarity(images.float(), text_vectors[index].float()).mean())
+            return {"cosine": float(F.cosine_similarity(images.float(), text_vectors[index].float()).mean())}
 
     return observe
 

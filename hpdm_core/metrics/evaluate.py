@@ -35,7 +35,7 @@ from hpdm_core.version import __version__
 
 FORMAT = 1
 SMALL_N = 2048
-Observer = Callable[[int, np.ndarray], float]
+Observer = Callable[[int, np.ndarray], dict[str, float]]
 Progress = Callable[[str, int], None]
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def evaluate(job: Evaluation) -> dict[str, Any]:
     if c3d is not None:
         jobs["c3d"] = Job(c3d)
     seen = Selection()
-    observed: dict[str, list[float]] = {name: [] for name in job.observers}
+    observed: dict[str, list[dict[str, float]]] = {name: [] for name in job.observers}
     clips = _observe(fake_clips(job.fake, job.protocol, seen, job.workers), job.observers, observed)
     fake = extract(clips, jobs, **_settings(job, "generated clips"))
     protocol = job.protocol.updated({"clip": {"size": list(seen.size or ())}})
@@ -86,9 +86,7 @@ def evaluate(job: Evaluation) -> dict[str, Any]:
     if detector is not None and any(METRICS[name].real for name in metrics):
         assert job.real is not None
         real = _real_features(job, protocol, detector, views)
-    tables = Tables(
-        protocol, detector, fake, real.sets if real else {}, c3d, {k: np.array(v) for k, v in observed.items()}
-    )
+    tables = Tables(protocol, detector, fake, real.sets if real else {}, c3d, observed)
     scores = {name: METRICS[name].score(tables) for name in metrics}
     result = _result(job, protocol, detector, c3d, real, seen)
     result["metrics"] = {name: score.as_json() for name, score in scores.items()}
@@ -132,7 +130,7 @@ def _check_inputs(job: Evaluation, metrics: tuple[str, ...], detector: Detector 
 
 
 def _observe(
-    clips: Iterable[np.ndarray], observers: dict[str, Observer], observed: dict[str, list[float]]
+    clips: Iterable[np.ndarray], observers: dict[str, Observer], observed: dict[str, list[dict[str, float]]]
 ) -> Iterator[np.ndarray]:
     """Pass clips on, noting each observer's number for each."""
     for index, clip in enumerate(clips):

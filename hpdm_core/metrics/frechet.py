@@ -36,13 +36,14 @@ class Gaussian:
 class Statistics:
     """Streaming first and second moments of features [N, D], float64, about a fixed shift.
 
-    Memory is D^2 whatever N. The shift (the first batch's mean) only guards against cancellation.
+    Memory is D^2 whatever N. The shift (by default the first batch's mean) only guards against cancellation.
     """
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, dimension: int, shift: np.ndarray | None = None) -> None:
         self.dimension = dimension
         self.count = 0
-        self.shift = np.zeros(dimension)
+        self.fixed = shift is not None
+        self.shift = np.zeros(dimension) if shift is None else np.asarray(shift, dtype=np.float64)
         self.total = np.zeros(dimension)
         self.outer = np.zeros((dimension, dimension))
 
@@ -53,7 +54,7 @@ class Statistics:
             raise DataError(f"features have shape {rows.shape}, expected [N, {self.dimension}]")
         if not np.isfinite(rows).all():
             raise DataError("a clip gave non-finite features", hint="check the weights file and the precision")
-        if self.count == 0 and len(rows):
+        if self.count == 0 and len(rows) and not self.fixed:
             self.shift = rows.mean(axis=0)
         centred = rows - self.shift
         self.total += centred.sum(axis=0)
@@ -68,8 +69,10 @@ class Statistics:
         if self.count == 0:
             self.shift = other.shift.copy()
         move = other.shift - self.shift
-        cross = np.outer(other.total, move)
-        self.outer += other.outer + cross + cross.T + other.count * np.outer(move, move)
+        self.outer += other.outer
+        if move.any():
+            cross = np.outer(other.total, move)
+            self.outer += cross + cross.T + other.count * np.outer(move, move)
         self.total += other.total + other.count * move
         self.count += other.count
         return self

@@ -52,7 +52,7 @@ class Tables:
     fake: Mapping[str, FeatureSet]
     real: Mapping[str, FeatureSet]
     c3d: Detector | None = None
-    observed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    observed: Mapping[str, list[dict[str, float]]] = field(default_factory=dict)
 
     def label(self, name: str) -> str:
         """`name` with the detector's mark: `rFVD` and `rKVD` for random weights, `FVD[...]` for others than FVD's."""
@@ -180,22 +180,30 @@ def _between(tables: Tables, a: FeatureSet, b: FeatureSet) -> float:
 
 
 def seam(tables: Tables) -> Score:
-    """Mean over videos of the worst axis' seam ratio."""
-    return _observed(tables, "seam", "seam ratio")
+    """Seam ratio of the worst axis: geometric mean over videos, since ratios of dark or still videos vary wildly."""
+    noted = tables.observed["seam"]
+    if not noted[0]:
+        raise ConfigError("seam: no tile border lies inside the videos", hint="give the tile that they were made of")
+    logs = {axis: np.log(np.clip([row[axis] for row in noted], 1e-3, 1e3)) for axis in noted[0]}
+    means = {axis: float(np.exp(values.mean())) for axis, values in logs.items()}
+    worst = max(means, key=lambda axis: means[axis])
+    interval = _normal_interval(logs[worst])
+    ci95 = (float(np.exp(interval[0])), float(np.exp(interval[1]))) if interval else None
+    return Score("seam ratio", means[worst], ci95, None, len(noted), {"axes": means})
 
 
 def clipsim(tables: Tables) -> Score:
     """Mean cosine of CLIP's image and text vectors, over frames and then over videos."""
-    return _observed(tables, "clipsim", "CLIPSIM")
+    values = np.array([row["cosine"] for row in tables.observed["clipsim"]])
+    return Score("CLIPSIM", float(values.mean()), _normal_interval(values), None, len(values))
 
 
-def _observed(tables: Tables, name: str, label: str) -> Score:
-    """Mean of one number per video, with a normal interval."""
-    values = tables.observed[name]
-    mean = float(values.mean())
-    half = NORMAL_95 * float(values.std(ddof=1)) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-    interval = (mean - half, mean + half) if np.isfinite(half) else None
-    return Score(label, mean, interval, None, len(values))
+def _normal_interval(values: np.ndarray) -> tuple[float, float] | None:
+    """95 % interval of the mean of independent values; None for a single one."""
+    if len(values) < 2:
+        return None
+    half = NORMAL_95 * float(values.std(ddof=1)) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
 
 
 METRICS: dict[str, Metric] = {

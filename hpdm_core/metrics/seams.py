@@ -1,8 +1,8 @@
 """Seams: does a tiled video change more across tile borders than inside tiles?
 
-The ratio compares the mean squared difference of neighbouring samples across borders with that across all other edges,
-separately for time, height and width. Real video gives about 1; a visible seam gives more. The heat-map shows where
-the excess lies.
+The ratio compares the mean squared difference of neighbouring samples across borders with that across the few edges on
+either side, separately for time, height and width. Near neighbours, since the detail of natural video varies
+over the frame. Real video gives about 1; a visible seam gives more. The heat-map shows where the excess lies.
 
 Shapes: T frames, H W pixels, C channels.
 """
@@ -19,6 +19,7 @@ from hpdm_core.errors import ConfigError
 
 Axis = Literal["time", "height", "width"]
 AXES: tuple[Axis, ...] = ("time", "height", "width")
+NEIGHBOURS = 4
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,25 @@ def seam_ratio(video_THWC: np.ndarray, borders: dict[Axis, Sequence[int]]) -> Se
     for number, axis in enumerate(AXES):
         edges = list(borders.get(axis, ()))
         energy = _edge_energy(video_THWC, number)
-        if not edges or len(edges) >= len(energy):
+        beside = _edges_beside(edges, len(energy))
+        if not edges or not beside:
             continue
-        at_border = np.zeros(len(energy), dtype=bool)
-        at_border[np.asarray(edges) - 1] = True
-        inside = float(energy[~at_border].mean())
-        across = float(energy[at_border].mean())
+        inside = float(np.mean([energy[near].mean() for near in beside.values()]))
+        across = float(np.mean([energy[border] for border in beside]))
         ratios[axis] = across / inside if inside > 0 else (1.0 if across == 0 else float("inf"))
     return SeamReport(ratios)
+
+
+def _edges_beside(edges: Sequence[int], count: int) -> dict[int, list[int]]:
+    """Each border's place in the energies, with the places of its neighbours that are no borders themselves."""
+    borders = {edge - 1 for edge in edges}
+    beside: dict[int, list[int]] = {}
+    for border in sorted(borders):
+        around = range(max(border - NEIGHBOURS, 0), min(border + NEIGHBOURS + 1, count))
+        near = [place for place in around if place not in borders]
+        if near:
+            beside[border] = near
+    return beside
 
 
 def seam_heatmap(video_THWC: np.ndarray) -> np.ndarray:
@@ -84,16 +96,18 @@ def _edge_energy(video_THWC: np.ndarray, axis: int) -> np.ndarray:
     return squared.mean(axis=tuple(a for a in range(4) if a != axis), dtype=np.float64)
 
 
-def seam_observer(tile: tuple[int, int, int], step: tuple[int, int, int]) -> Callable[[int, np.ndarray], float]:
-    """The worst seam ratio of each video, for tiles of (time, height, width) laid `step` apart."""
+def seam_observer(
+    tile: tuple[int, int, int], step: tuple[int, int, int]
+) -> Callable[[int, np.ndarray], dict[str, float]]:
+    """The seam ratios of each video by axis, for tiles of (time, height, width) laid `step` apart."""
 
-    def observe(index: int, video_THWC: np.ndarray) -> float:
+    def observe(index: int, video_THWC: np.ndarray) -> dict[str, float]:
         borders: dict[Axis, Sequence[int]] = {
             axis: tile_borders(
                 video_THWC.shape[i], min(tile[i], video_THWC.shape[i]), min(step[i], video_THWC.shape[i])
             )
             for i, axis in enumerate(AXES)
         }
-        return seam_ratio(video_THWC, borders).worst
+        return {str(axis): ratio for axis, ratio in seam_ratio(video_THWC, borders).ratios.items()}
 
     return observe

@@ -255,7 +255,8 @@ class GeneratedSource(VideoSource):
 def open_source(path: Path) -> VideoSource:
     """The source at `path`: a store, `.npy`/`.npz`, a folder of arrays, of frame folders or of videos.
 
-    Where a folder holds the same videos in several forms, the lossless one is read. Raises DataError.
+    Arrays come before anything else, since they are lossless; a folder of videos and of frame folders is what it
+    has more of. Raises DataError.
     """
     if not path.exists():
         raise DataError(f"{path} does not exist", hint="give a store, a folder of videos or frames, or a .npz file")
@@ -268,11 +269,11 @@ def open_source(path: Path) -> VideoSource:
         if arrays:
             return ArraySource(path, natural_order(arrays))
     options = SourceOptions(path=path)
-    frames = scan_frames(options) if path.is_dir() else None
-    if frames is not None and frames.clips and all(len(clip.paths) > 1 for clip in frames.clips):
-        return FolderSource(path, frames.clips, "frames")
     videos = scan_folder(options)
-    if not videos.clips or videos.clips[0].paths[0].is_dir():
+    frames = tuple(clip for clip in scan_frames(options).clips if len(clip.paths) > 1)
+    if len(frames) > len(videos.clips):
+        return FolderSource(path, frames, "frames")
+    if not videos.clips:
         raise DataError(
             f"no videos in {path}",
             hint="expected a store, video files, folders of frames, or .npz/.npy arrays of uint8 [N, T, H, W, 3]",
