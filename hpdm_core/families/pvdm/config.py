@@ -155,7 +155,7 @@ class PvdmSample(SampleSection):
     clip: keep clean latents within [-1, 1], where the tanh puts them. guidance: 1 is the plain conditional
     model. reuse_latent: condition on the clip before as it was sampled, not as its decoded frames are
     encoded. chunk: videos per network call (padded, so that results do not depend on how many are made at
-    once): larger is faster for many videos and slower for one.
+    once); to make many videos on a GPU, raise it together with the number made at once.
     """
 
     steps: Annotated[tuple[Count, ...], Field(min_length=1)] = (400,)
@@ -165,4 +165,4 @@ class PvdmSample(SampleSection):
     guidance: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0,)
     clip: bool = True
     reuse_latent: bool = False
-    chunk: Count = 4
+    chunk: Count = 1

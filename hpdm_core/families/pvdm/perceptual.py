@@ -65,9 +65,9 @@ class Lpips(nn.Module):
 
 
 def _unit(x_BCHW: Tensor) -> Tensor:
-    """Features of unit length at every pixel."""
+    """Features of unit length at every pixel; zeros stay zeros and give finite gradients."""
     x = x_BCHW.float()
-    return x / (x.square().sum(dim=1, keepdim=True).sqrt() + EPS)
+    return x / (x.square().sum(dim=1, keepdim=True) + EPS**2).sqrt()
 
 
 class PerceptualLoss:

@@ -83,6 +83,17 @@ def test_gradients_reach_the_frames_and_not_the_network(network):
     assert not any(p.requires_grad for p in network.parameters())
 
 
+def test_dead_features_give_finite_gradients(files):
+    """Where no feature fires, the unit vector is 0 / 0: a distance there must not poison the step."""
+    dead = load_lpips(*files)
+    with torch.no_grad():
+        dead.features["28"].bias.fill_(-1e6)
+    a = frames(0).requires_grad_()
+    dead(a, frames(1)).sum().backward()
+    assert a.grad.isfinite().all()
+    assert a.grad.any()
+
+
 def test_it_joins_the_reconstruction_loss_and_stays_out_of_the_weights(files):
     paths = {"vgg": str(files[0]), "heads": str(files[1])}
     family = tiny_pvdm.tiny_family(training={"perceptual": paths})
