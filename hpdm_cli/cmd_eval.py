@@ -185,6 +185,7 @@ def open_fake(path: Path, count: int, device: str) -> tuple[VideoSource, dict[st
         return open_source(path), {"path": str(path)}
     from hpdm_core.families.generate import iterate_samples, sample_options
     from hpdm_core.families.weights import load_model
+    from hpdm_core.metrics.protocol import hash_record
 
     model = load_model(path)
     options = sample_options(model, {}).model_dump(mode="json")
@@ -196,7 +197,7 @@ def open_fake(path: Path, count: int, device: str) -> tuple[VideoSource, dict[st
     def make(number: int) -> Any:
         return ((item.seed, item.video) for item in iterate_samples(model, range(number), device=device))
 
-    identity = f"{model.sha256} {json.dumps(options, sort_keys=True)}"
+    identity = hash_record({"checkpoint": model.sha256, "options": options, "seeds": count})
     return GeneratedSource(make, count, identity), about
 
 
