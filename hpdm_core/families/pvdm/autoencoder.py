@@ -169,6 +169,11 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.encoder, self.decoder = Encoder(config), Decoder(config)
 
+    def units(self) -> list[nn.Module]:
+        """Every repeated block: of the two trunks, and of the projectors."""
+        repeated = (DividedBlock, ProjectorLayer)
+        return [module for module in self.modules() if isinstance(module, repeated)]
+
     def forward(self, video_BCTHW: Tensor) -> Tensor:
         """The reconstruction."""
         return self.decoder(self.encoder(video_BCTHW))

@@ -92,9 +92,8 @@ class PvdmFamily(Family):
         return WholeClip(self.config.video)
 
     def compile_units(self) -> Sequence[nn.Module]:
-        """The autoencoder's blocks and the U-Net's."""
-        trunks = (self.autoencoder.encoder.trunk, self.autoencoder.decoder.trunk)
-        return [*(block for trunk in trunks for block in trunk.blocks), *self.denoiser.units()]
+        """The blocks of the autoencoder, of its projectors and of the U-Net."""
+        return [*self.autoencoder.units(), *self.denoiser.units()]
 
     def losses(self, role: str, batch: Batch, streams: BatchStreams) -> Losses:
         """The loss of `autoencoder`, `generator`, `critics` or `denoiser`."""

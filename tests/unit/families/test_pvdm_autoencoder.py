@@ -107,3 +107,10 @@ def test_reconstruction_learns_one_clip():
 def test_shapes_come_from_the_video(family):
     assert tuple(family.config.planes.grid) == GRID
     assert (GRID[0], PATCH * GRID[1], PATCH * GRID[2]) == VIDEO
+
+
+def test_the_repeated_blocks_are_named():
+    family = tiny_pvdm.tiny_family()
+    # One block in each trunk, one layer in each of three projectors; 3 + 1 + 4 units of the U-Net.
+    assert len(family.autoencoder.units()) == 2 + 3
+    assert len(family.compile_units()) == 5 + 8
