@@ -1,0 +1,144 @@
+"""`hpdm demo`: prepare, train and sample on made-up clips, then show it all on one page.
+
+The demo runs the very commands that it prints: each is parsed and executed by this command line.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from hpdm_cli import console
+from hpdm_core.errors import ConfigError, StoppedOnRequest
+
+PAGE = "index.html"
+COARSE_LEVELS = (0, 1)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How big a demo is."""
+
+    preset: str
+    clips: int
+    frames: int
+    size: int
+    videos: int
+    sample_every_steps: int
+
+
+FULL = Scale("demo", clips=400, frames=16, size=64, videos=10, sample_every_steps=300)
+QUICK = Scale("hpdm-smoke", clips=20, frames=8, size=32, videos=2, sample_every_steps=2)
+
+
+def demo(
+    ctx: typer.Context,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where everything goes.")] = Path("demo"),
+    seconds: Annotated[
+        int | None, typer.Option("--seconds", min=1, help="Train at most this long; run again to go on.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Training steps instead of the preset's.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Only see that everything works, in seconds.")] = False,
+) -> None:
+    """Try everything on made-up clips, in a few minutes on two CPU cores, without downloads.
+
+    Makes clips, prepares them, trains a small model, samples from it and writes a page that shows the result and
+    the commands that made it. The same command again continues an interrupted demo.
+    """
+    if out.is_file():
+        raise ConfigError(f"{out} is a file", hint="--out names a folder")
+    scale = QUICK if quick else FULL
+    started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    done: list[tuple[str, str]] = []
+    prepare = prepare_command(scale, out)
+    _run(ctx, 1, "Make clips and prepare them for training", prepare, done)
+    with _step_bar():
+        _train(ctx, train_command(scale, out, steps, seconds), seconds, done)
+    from hpdm_core.families.weights import checkpoint_dirs
+    from hpdm_core.report.demo_page import DemoFiles, write_demo_page
+
+    folder = out / "samples" / checkpoint_dirs(out / "run")[-1].name
+    coarse = [folder.with_name(f"{folder.name}-level{level}") for level in COARSE_LEVELS]
+    _run(ctx, 3, "Sample videos from the trained model", sample_command(scale, out, folder), done)
+    for level, place in zip(COARSE_LEVELS, coarse, strict=True):
+        what = f"The same, stopped at level {level}, to see what each level adds"
+        _run(ctx, 3, what, [*sample_command(scale, out, place), "--level", str(level)], done)
+    page = out / PAGE
+    write_demo_page(page, DemoFiles(out / "run", out / "data", folder, coarse), done)
+    console.print_note(f"done in {time.monotonic() - started:.0f} s; open the page in a browser:")
+    console.print_result(str(page.resolve()))
+
+
+def prepare_command(scale: Scale, out: Path) -> list[str]:
+    """The words of `hpdm prepare-data …`. Two levels of frame sizes below the finest are what training reads."""
+    size = f"{scale.size}x{scale.size}"
+    return ["prepare-data", "--source", "synthetic", "--style", "plain", "--num", str(scale.clips),
+            "--frames", str(scale.frames), "--size", size, "--levels", "3", "--out", str(out / "data")]  # fmt: skip
+
+
+def train_command(scale: Scale, out: Path, steps: int | None, seconds: int | None) -> list[str]:
+    """The words of `hpdm train …`."""
+    words = ["train", "--preset", scale.preset, "--data", str(out / "data"), "--out", str(out / "run"),
+             "--set", f"train.sample_every_steps={scale.sample_every_steps}"]  # fmt: skip
+    words += ["--set", f"train.max_steps={steps}"] if steps else []
+    return words + (["--time-limit", f"{seconds}s"] if seconds else [])
+
+
+def sample_command(scale: Scale, out: Path, folder: Path) -> list[str]:
+    """The words of `hpdm sample …`: one video of each class, as lossless arrays and as previews."""
+    return ["sample", "--ckpt", str(out / "run"), "--class", "all", "--seeds", f"0-{scale.videos - 1}",
+            "--fps", "12", "--format", "npz,mp4", "--out", str(folder)]  # fmt: skip
+
+
+def _train(ctx: typer.Context, words: list[str], seconds: int | None, done: list[tuple[str, str]]) -> None:
+    """Train; with `--seconds`, being stopped by the clock is success."""
+    started = time.monotonic()
+    try:
+        _run(ctx, 2, "Train a model on them", words, done)
+    except StoppedOnRequest:
+        if seconds is None or time.monotonic() - started < seconds:
+            raise
+        console.print_note(f"stopped after {seconds} s as asked; the same command again trains on")
+
+
+def _run(ctx: typer.Context, number: int, what: str, words: Sequence[str], done: list[tuple[str, str]]) -> None:
+    """Run one command of this program as if it had been typed, and remember it."""
+    line = shlex.join(["hpdm", *words])
+    console.print_note(f"\n[{number}/3] {what}\n$ {line}")
+    done.append((what, line))
+    parent = ctx.parent
+    assert parent is not None
+    assert isinstance(parent.command, TyperGroup)
+    name, command, rest = parent.command.resolve_command(parent, list(words))
+    assert command is not None
+    command.main(rest, prog_name=f"hpdm {name}", standalone_mode=False)
+
+
+@contextmanager
+def _step_bar() -> Iterator[None]:
+    """Show training as a bar: its step lines move the bar instead of being printed."""
+    lines = logging.getLogger("hpdm_core.training.hooks")
+    with console.progress("train", unit="steps") as bar:
+
+        def move(record: logging.LogRecord) -> bool:
+            if not isinstance(record.args, tuple) or len(record.args) < 4:
+                return True
+            _, step, total, loss = record.args[:4]
+            bar.update(float(str(step)), total=float(str(total)), loss=loss)
+            return False
+
+        lines.addFilter(move)
+        try:
+            yield
+        finally:
+            lines.removeFilter(move)
