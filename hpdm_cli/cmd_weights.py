@@ -61,6 +61,7 @@ def convert(
     to: Annotated[
         Path | None, typer.Argument(metavar="[OUT.safetensors]", help="Where to; default beside FILE.")
     ] = None,
+    mean: Annotated[Path | None, typer.Option("--mean", metavar="FILE", help="C3D's mean volume (mean2.npz).")] = None,
     torchscript: TorchScript = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
@@ -72,5 +73,5 @@ def convert(
         raise ConfigError(f"{target} does not end in .safetensors", hint="name the output OUT.safetensors")
     if target.exists() and not force:
         raise ConfigError(f"{target} exists", hint="give another name, or --force to overwrite it")
-    found = convert_weights(file, target, torchscript=torchscript)
+    found = convert_weights(file, target, torchscript=torchscript, mean=mean)
     console.print_result(f"{target}: {found.description}")

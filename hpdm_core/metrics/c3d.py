@@ -91,7 +91,7 @@ def c3d_from(tensors: Mapping[str, Tensor], where: str = "the file") -> C3D:
         if found is None:
             raise IncompatibleCheckpoint(
                 f"{where} is not a C3D-UCF101 network: no tensor for {key}",
-                hint="put the network's tensors and the mean volume (`mean`) in one file",
+                hint="network and mean volume go into one file: hpdm weights convert NET.npz --mean mean2.npz",
             )
         if key == MEAN and tuple(found.shape) == _MEAN_SHAPE:
             found = found[:, :, 8 : 8 + SIDE, 8 : 8 + SIDE]

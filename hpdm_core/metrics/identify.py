@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from hpdm_core.errors import IncompatibleCheckpoint
-from hpdm_core.metrics.c3d import c3d_from
+from hpdm_core.metrics.c3d import MEAN, c3d_from
 from hpdm_core.metrics.i3d_weights import canonical_i3d, recognise
 from hpdm_core.metrics.weight_files import read_tensors, tensors_digest, write_tensors
 
@@ -31,16 +31,21 @@ def identify(path: Path, *, torchscript: bool = False) -> Identity:
     return _identify(path, torchscript)[0]
 
 
-def convert_weights(path: Path, target: Path, *, torchscript: bool = False) -> Identity:
-    """Write the network of `path` to `target` as safetensors under our names, with what it was recognised as."""
-    found, tensors = _identify(path, torchscript)
+def convert_weights(path: Path, target: Path, *, torchscript: bool = False, mean: Path | None = None) -> Identity:
+    """Write the network of `path` to `target` as safetensors under our names, with what it was recognised as.
+
+    `mean`: the file of C3D's mean volume, where it is not in `path` itself.
+    """
+    found, tensors = _identify(path, torchscript, mean)
     metadata = {"hpdm-network": found.kind, "description": found.description, "sha256": found.sha256}
     write_tensors(target, tensors, metadata)
     return found
 
 
-def _identify(path: Path, torchscript: bool) -> tuple[Identity, dict[str, Tensor]]:
+def _identify(path: Path, torchscript: bool, mean: Path | None = None) -> tuple[Identity, dict[str, Tensor]]:
     raw = read_tensors(path, torchscript=torchscript)
+    if mean is not None:
+        raw[MEAN] = next(iter(read_tensors(mean).values()))
     if _looks_like_c3d(raw):
         tensors = dict(c3d_from(raw, str(path)).state_dict())
         digest = tensors_digest(tensors)

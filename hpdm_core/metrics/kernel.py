@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpdm_core.errors import DataError
+
 _BLOCK = 1024
 
 
@@ -35,8 +37,10 @@ def jedi_distance(fake_ND: np.ndarray, real_MD: np.ndarray) -> KernelDistance:
 
 
 def polynomial_mmd(x_ND: np.ndarray, y_MD: np.ndarray, *, degree: int, offset: float, unbiased: bool) -> KernelDistance:
-    """Squared MMD of two samples with the kernel (x.y / D + offset)^degree."""
+    """Squared MMD of two samples with the kernel (x.y / D + offset)^degree. DataError below two samples."""
     x, y = np.asarray(x_ND, dtype=np.float64), np.asarray(y_MD, dtype=np.float64)
+    if min(len(x), len(y)) < 2:
+        raise DataError("a kernel distance needs at least two clips on each side")
     within_x = _row_means(x, x, degree, offset, skip_self=unbiased)
     within_y = _row_means(y, y, degree, offset, skip_self=unbiased)
     across_x = _row_means(x, y, degree, offset)

@@ -38,7 +38,8 @@ class Score:
 
     def as_json(self) -> dict[str, Any]:
         """The entry `metrics.<name>` of a result."""
-        ci95 = list(self.ci95) if self.ci95 is not None else None
+        known = self.ci95 is not None and np.isfinite(self.ci95).all()
+        ci95 = list(self.ci95) if self.ci95 is not None and known else None
         head = {"label": self.label, "value": self.value, "ci95": ci95}
         return {**head, "n_real": self.n_real, "n_fake": self.n_fake, **self.details}
 
@@ -96,8 +97,8 @@ def _frechet(tables: Tables, job: str, name: str) -> Score:
     deficient = min(a.count, b.count) <= a.mean.size
     details: dict[str, Any] = {
         "exact": exact,
-        "standard_error": error.total,
-        "standard_error_fake": error.fake,
+        "standard_error": error.total if np.isfinite(error.total) else None,
+        "standard_error_fake": error.fake if np.isfinite(error.fake) else None,
         "limit": None,
         "rank_deficient": deficient,
     }

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from hpdm_core.metrics.c3d import CONVOLUTIONS, LINEARS, c3d_from
+from hpdm_core.errors import IncompatibleCheckpoint
+from hpdm_core.metrics.c3d import CONVOLUTIONS, LINEARS, build_c3d
+from hpdm_core.metrics.identify import convert_weights, identify
 from hpdm_core.metrics.inception import inception_score
 from hpdm_core.metrics.kernel import jedi_distance, kernel_video_distance
 from hpdm_core.metrics.peer_formulas import distance_by, sqrtm_distance
@@ -64,9 +66,21 @@ def test_float32_statistics_are_one_percent_off():
     assert distance_by("float32_svd", fake, real, 1) / distance_by("exact", fake, real, 1) > 1.005
 
 
+def converted_c3d(folder):
+    """The seeded network as it circulates: chainer's names in one file, the mean in another; then converted."""
+    tensors = random_c3d_weights(CONVOLUTIONS, LINEARS)
+    np.savez(folder / "mean2.npz", mean=tensors.pop("mean").numpy())
+    renamed = {k.replace(".weight", "/W").replace(".bias", "/b"): v.numpy() for k, v in tensors.items()}
+    np.savez(folder / "net.npz", **renamed)
+    with pytest.raises(IncompatibleCheckpoint, match="no tensor for mean"):
+        identify(folder / "net.npz")
+    assert convert_weights(folder / "net.npz", folder / "c3d.safetensors", mean=folder / "mean2.npz").kind == "c3d"
+    return build_c3d(folder / "c3d.safetensors", "cpu").network
+
+
 @pytest.mark.slow
-def test_c3d_preprocessing_and_scores():
-    network = c3d_from(random_c3d_weights(CONVOLUTIONS, LINEARS))
+def test_c3d_preprocessing_and_scores(tmp_path):
+    network = converted_c3d(tmp_path)
     clip = torch.from_numpy(synth(0, 16, 64, 64))[None].movedim(-1, 1).float().div(127.5).sub(1)
     with np.load(ARRAYS) as arrays, torch.inference_mode():
         prepared = network.preprocess(clip)
