@@ -28,7 +28,7 @@ from tests.golden.metrics_recipes import synth
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SIDE = 120
-TILE = (16, 40, 40)
+TILE = (64, 40, 40)
 
 
 def to_bytes(values):
@@ -88,12 +88,12 @@ DAMAGES = {
 }
 
 
-def real_clips(folder, num):
-    """Centre squares of `num` clips spread over the folder, 16 frames, 120x120."""
+def real_clips(folder, num, frames=16):
+    """Centre squares of `num` clips spread over the folder, 120x120."""
     source = open_source(folder)
     clips = []
     for item in source.clips(
-        range(0, len(source), max(1, len(source) // num)), lambda i, n: range(16) if n >= 16 else None, None
+        range(0, len(source), max(1, len(source) // num)), lambda i, n: range(frames) if n >= frames else None, None
     ):
         if item.frames is None or item.frames.shape[1] < 240:
             continue
@@ -114,7 +114,7 @@ def measure(clips, detector, device):
         for strength in STRENGTHS:
             rng = np.random.default_rng(3)
             damaged = [damage(clip, strength, rng) for clip in clips]
-            fake = extract(damaged, jobs, batch_size=16, device=device)
+            fake = extract(damaged, jobs, batch_size=16, device=device) if strength else real
             found = {
                 "rFVD": frechet_from_features(fake["video"].features, real["video"].features),
                 "rKVD": kernel_video_distance(fake["video"].features, real["video"].features).value,
@@ -192,12 +192,13 @@ def main():
     parser.add_argument("--clips", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--num", type=int, default=128)
+    parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--counts", default="256,512,1024,2048,4096")
     parser.add_argument("--svg", type=Path)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     detector = build_detector(DetectorSection(name="random-i3d"), weights=None, device=args.device)
-    damages = measure(real_clips(args.clips, args.num), detector, args.device)
+    damages = measure(real_clips(args.clips, args.num, args.frames), detector, args.device)
     limit = limits(detector, args.device, [int(n) for n in args.counts.split(",")])
     if args.svg is not None:
         args.svg.write_text(svg(damages))
