@@ -86,10 +86,9 @@ def linear_axis(low: float, high: float, start: float, end: float) -> Axis:
 
 
 def log_axis(low: float, high: float, start: float, end: float) -> Axis:
-    """A logarithmic axis over [low, high], both positive; narrow ranges get at least a factor of two."""
-    if high < 2 * low:
-        middle = math.sqrt(low * high)
-        low, high = middle / math.sqrt(2), middle * math.sqrt(2)
+    """A logarithmic axis that covers [low, high], both positive, with a margin; it spans at least a factor of two."""
+    margin = max(1.05, math.sqrt(2 * low / high))
+    low, high = low / margin, high * margin
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     for multiples in ((1, 2, 3, 5, 7), (1, 2, 5), (1,)):
         ticks = tuple(m * 10.0**d for d in decades for m in multiples if low <= m * 10.0**d <= high)

@@ -118,7 +118,7 @@ def _read_grids(run: Path) -> Iterator[SampleGrid]:
         captions = [f"{name or 'sample'} · seed {seed}" for seed, name in zip(seeds, classes, strict=False)]
         videos = split_grid(grid, len(seeds))
         clips = tuple(ShownClip(v, c, FPS, n) for v, c, n in zip(videos, captions, classes, strict=False))
-        yield SampleGrid(int(path.parent.name.removeprefix("step_")), grid, clips)
+        yield SampleGrid(int(path.parent.name.removeprefix("step_")), grid[:, :-GRID_GAP, :-GRID_GAP], clips)
 
 
 def split_grid(grid_THWC: np.ndarray, num: int) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ from hpdm_core.report.curves import curve_figures
 from hpdm_core.report.markup import Section, facts, figure, folded, grid, paragraph, table
 from hpdm_core.report.media import clip_picture, heat_image, image_uri
 from hpdm_core.report.neighbours import Neighbour
-from hpdm_core.report.reading import SampleGrid, ShownClip, Subject, real_like
+from hpdm_core.report.reading import GRID_GAP, SampleGrid, ShownClip, Subject, real_like
 from hpdm_core.training.samples import MAX_COLUMNS
 from hpdm_core.training.source import weightless_family
 from hpdm_core.video import resize_frames
@@ -163,7 +163,7 @@ def _grids(subject: Subject, store: VideoStore | None) -> str:
         frames = min(len(clip.video) for clip in real)
         height, width = subject.clips[0].video.shape[1:3]
         videos = np.stack([resize_frames(clip.video[:frames], (height, width)) for clip in real])
-        sheet = tile_videos(videos, columns=min(len(videos), MAX_COLUMNS))
+        sheet = tile_videos(videos, columns=min(len(videos), MAX_COLUMNS))[:, :-GRID_GAP, :-GRID_GAP]
         picture = clip_picture(sheet, real[0].fps, "real clips", max_side=MAX_GRID_SIDE)
         figures.append(figure(picture, "real clips of the same classes"))
     return grid(figures, "steps")
