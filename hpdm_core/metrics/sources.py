@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import zipfile
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -195,24 +197,28 @@ class ArraySource(VideoSource):
         return path.name + (f":{key}" if key else "") + ("" if row is None else f"[{row}]")
 
     def fingerprint(self) -> str:
-        """Hash of the files' bytes."""
+        """Hash of the files' bytes, or of the checksums that an archive holds of its members."""
         digest = hashlib.sha256()
         for path in dict.fromkeys(path for path, _, _ in self.videos):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            if path.suffix == ".npz":
+                with zipfile.ZipFile(path) as archive:
+                    members = [(item.filename, item.file_size, item.CRC) for item in archive.infolist()]
+                digest.update(repr(sorted(members)).encode())
+            else:
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
     def clip(self, index: int, choose: Choose, size: tuple[int, int] | None) -> Clip:
         """Frames at the size of the array."""
         path, key, row = self.videos[index]
-        array = self._array(path, key)
-        video = array if row is None else array[row]
+        video = _load_array(path, key) if row is None else self._array(path, key)[row]
         chosen = choose(index, len(video))
         frames = None if chosen is None else np.array(video[chosen.start : chosen.stop : chosen.step])
         return Clip(index, self.name(index), frames, len(video))
 
     def _array(self, path: Path, key: str) -> np.ndarray:
-        """A file's array: `.npy` mapped, `.npz` unpacked; the last one stays open."""
+        """The array of a file that holds many videos: `.npy` mapped, `.npz` unpacked; the last one stays open."""
         with self._lock:
             if self._open is None or self._open[0] != (path, key):
                 self._open = ((path, key), _load_array(path, key))
@@ -304,29 +310,45 @@ def _load_array(path: Path, key: str) -> np.ndarray:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         with np.load(path, allow_pickle=False) as archive:
             return archive[key]
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable NumPy file: {error}") from error
 
 
 def _array_shapes(path: Path) -> list[tuple[str, tuple[int, ...]]]:
-    """(key, shape) of each video array in a file; DataError for one that is not uint8 RGB video."""
-    if path.suffix == ".npy":
-        arrays = {"": _load_array(path, "")}
-    else:
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {key: archive[key] for key in archive.files}
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path} is not a readable NumPy file: {error}") from error
-        arrays = {key: value for key, value in arrays.items() if value.ndim >= 4}
-    for key, array in arrays.items():
+    """(key, shape) of each video array in a file, from headers alone; DataError for what is not uint8 RGB video."""
+    try:
+        headers = _headers(path)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is not a readable NumPy file: {error}") from error
+    videos = [item for item in headers if path.suffix == ".npy" or len(item[1]) >= 4]
+    for key, shape, dtype in videos:
         where = f"{path}:{key}" if key else str(path)
-        if array.ndim not in (4, 5) or array.shape[-1] != 3:
+        if len(shape) not in (4, 5) or shape[-1] != 3:
             raise DataError(
-                f"{where} has shape {array.shape}", hint="expected [T, H, W, 3] or [N, T, H, W, 3], channels last"
+                f"{where} has shape {shape}", hint="expected [T, H, W, 3] or [N, T, H, W, 3], channels last"
             )
-        if array.dtype != np.uint8:
-            raise DataError(f"{where} holds {array.dtype}; its range is not known", hint="save uint8 frames, 0 to 255")
-    if not arrays:
+        if dtype != np.uint8:
+            raise DataError(f"{where} holds {dtype}; its range is not known", hint="save uint8 frames, 0 to 255")
+    if not videos:
         raise DataError(f"{path} holds no video array", hint="expected uint8 [T, H, W, 3] or [N, T, H, W, 3]")
-    return [(key, array.shape) for key, array in arrays.items()]
+    return [(key, shape) for key, shape, _ in videos]
+
+
+def _headers(path: Path) -> list[tuple[str, tuple[int, ...], np.dtype]]:
+    """(key, shape, dtype) of each array of a `.npy` (key "") or `.npz` file."""
+    if path.suffix == ".npy":
+        with path.open("rb") as file:
+            return [("", *_header(file))]
+    found = []
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                found.append((name.removesuffix(".npy"), *_header(member)))
+    return found
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype
