@@ -30,7 +30,7 @@ def report(
     """
     if out.is_dir():
         raise ConfigError(f"{out} is a folder", hint=f"name a file, for example --out {out / 'report.html'}")
-    from hpdm_core.families.generate import pick_device
+    from hpdm_core.nn.devices import pick_device
     from hpdm_core.report.build import clips_to_embed, write_report
 
     total = clips_to_embed(paths, store, nearest)

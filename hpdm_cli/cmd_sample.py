@@ -50,7 +50,7 @@ def sample(
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Videos made at once; changes no pixel.")] = 1,
     formats: Annotated[str, typer.Option("--format", help="Comma list of mp4, gif, png, npz.")] = "mp4,npz",
-    fps: Annotated[float, typer.Option("--fps", min=1.0, help="Frame rate of a full-length video.")] = 25.0,
+    fps: Annotated[float, typer.Option("--fps", min=1.0, help="Frame rate of the training clips.")] = 25.0,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the videos go.")] = Path("samples"),
     device: Device = None,
     dry_run: DryRun = False,
@@ -94,7 +94,7 @@ def sample(
         model, todo, outline, classes=classes or [], frames=frames, size=size, batch=batch,
         device=device, **options,
     )  # fmt: skip
-    rate = fps * outline.frames / model.family.view(model.family.phases()[-1].name).frames
+    rate = fps / outline.frame_step
     for item in made:
         _save(item, out, chosen_formats, rate, settings)
     console.print_result(f"{len(wanted)} videos of {outline.frames}x{outline.size[0]}x{outline.size[1]} in {out}")

@@ -19,9 +19,10 @@ import torch
 from hpdm_core.conditioning.labels import NULL
 from hpdm_core.config.load import parse_config, plain_config
 from hpdm_core.config.schema import ConditionSection, SampleSection
-from hpdm_core.errors import ConfigError, EnvironmentProblem
+from hpdm_core.errors import ConfigError
 from hpdm_core.families.registry import family_sections
 from hpdm_core.families.weights import LoadedModel
+from hpdm_core.nn.devices import compile_units, pick_device
 from hpdm_core.nn.precision import autocast, matmul_precision
 from hpdm_core.rng import numpy_stream
 from hpdm_core.sampling.engine import Progress, run_plan
@@ -72,7 +73,8 @@ def iterate_samples(
     section = sample_options(model, options)
     labels = labels_of(model, seeds, classes)
     model.family.to(device)
-    prepare_compiled(model, section)
+    if section.compile:
+        compile_units(model.family.compile_units())
     for start in range(0, len(seeds), batch):
         rows = slice(start, start + batch)
         request = Request(
@@ -104,8 +106,7 @@ def sample_options(model: LoadedModel, changes: dict[str, Any]) -> SampleSection
 def labels_of(model: LoadedModel, seeds: Sequence[int], classes: Sequence[str]) -> list[int] | None:
     """The class index of each seed; None for a model without classes."""
     condition = getattr(model.config.model, "condition", None)
-    conditional = isinstance(condition, ConditionSection) and condition.kind == "class"
-    if not conditional:
+    if not isinstance(condition, ConditionSection) or condition.kind != "class":
         if classes:
             raise ConfigError("this model is not conditioned on classes", hint="leave the class away")
         return None
@@ -121,23 +122,6 @@ def class_name(model: LoadedModel, label: int | None) -> str:
     if label is None or label == NULL:
         return ""
     return model.header.classes[label] if label < len(model.header.classes) else str(label)
-
-
-def pick_device(device: torch.device | str | None) -> torch.device:
-    """The device asked for, or a GPU if there is one."""
-    if device is None or str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentProblem("no CUDA device is available", hint="use --device cpu")
-    return chosen
-
-
-def prepare_compiled(model: LoadedModel, section: SampleSection) -> None:
-    """Compile the network's blocks if asked; compiling the same block again is a no-op."""
-    if section.compile:
-        for unit in model.family.compile_units():
-            unit.compile(dynamic=False)
 
 
 def _class_index(model: LoadedModel, name: str) -> int:

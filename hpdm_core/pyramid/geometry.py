@@ -75,7 +75,7 @@ class Pyramid:
 
     def draw_offsets(self, rng: np.random.Generator) -> np.ndarray:
         """Nested offsets, int64 [L, 3], each level's on its own grid, uniform inside its parent."""
-        offsets = [(0, 0, 0)]
+        offsets: list[tuple[int, ...]] = [(0, 0, 0)]
         for level in range(1, self.num_levels):
             bounds = self.offset_bounds(level, offsets[-1])
             offsets.append(tuple(int(rng.integers(low, high + 1)) for low, high in bounds))

@@ -74,8 +74,12 @@ class StageOutline:
 
 @dataclass(frozen=True)
 class Outline:
-    """What a request will produce and cost, before anything runs."""
+    """What a request will produce and cost, before anything runs.
+
+    frame_step: frames of the training clips that one frame stands for (coarse levels show every n-th).
+    """
 
     frames: int
     size: tuple[int, int]
     stages: Sequence[StageOutline]
+    frame_step: int = 1

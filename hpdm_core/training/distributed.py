@@ -19,8 +19,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hpdm_core.errors import EnvironmentProblem
 from hpdm_core.families.base import Family
+from hpdm_core.nn.devices import pick_device
 
 TIMEOUT = timedelta(minutes=30)
 """Longest wait for another rank: the slowest thing between two collectives is rank 0 hashing a checkpoint."""
@@ -61,25 +61,6 @@ class World:
             dist.all_reduce(torch.zeros(1))
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The device meant by `auto` (or None), `cpu`, `cuda`, `cuda:1`; under torchrun `cuda` is the local rank's."""
-    if name in (None, "auto"):
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise EnvironmentProblem(f"no device is called {name!r}", hint="use cpu, cuda or cuda:1") from error
-    if device.type != "cuda":
-        return device
-    index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
-    if index >= torch.cuda.device_count():
-        raise EnvironmentProblem(
-            f"device cuda:{index} was asked for, and this PyTorch finds {torch.cuda.device_count()} GPUs",
-            hint="use --device cpu, or at most one process per GPU",
-        )
-    return torch.device("cuda", index)
-
-
 @contextmanager
 def joined_world(device: str | None) -> Iterator[World]:
     """The world that torchrun's environment describes; joins and leaves its process group."""
@@ -106,9 +87,10 @@ def distribute(family: Family, world: World, parallel: Literal["ddp", "fsdp"], n
     if world.size == 1:
         return family
     if parallel == "fsdp":
-        for unit in family.compile_units():
-            fully_shard(unit)
-        fully_shard(family)
+        if not isinstance(family, FSDPModule):  # a later phase finds it sharded already
+            for unit in family.compile_units():
+                fully_shard(unit)
+            fully_shard(family)
         return family
     # With several roles each backward pass reaches only some of the parameters.
     return DistributedDataParallel(family, find_unused_parameters=num_roles > 1, gradient_as_bucket_view=True)

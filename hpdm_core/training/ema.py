@@ -10,7 +10,7 @@ of time s by s^gamma, so a track of relative width sigma_rel always spans the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -103,7 +103,14 @@ class Ema:
         params = [p.detach() for p in self._params.values()]
         own = [p.clone() for p in params]
         try:
-            torch._foreach_copy_(params, [t.detach() for t in self.weights().values()])
+            _copy(params, self.weights().values())
             yield
         finally:
-            torch._foreach_copy_(params, own)
+            _copy(params, own)
+
+
+@torch.no_grad()
+def _copy(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
+    """Copy tensor by tensor: the fused copy does not know sharded tensors."""
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 FROZEN = ("family", "model", "train.optimizer.name", "train.ema.kind", "train.ema.widths")
 """Keys (with everything below them) that decide which tensors a checkpoint holds or what they mean."""
+
+FREE = ("model.training",)
+"""Keys below a frozen one that may change all the same: a family's own training settings."""
 
 REORDERING = {
     "train.batch_size": "the data order goes on where it was, in batches of another size",
@@ -116,7 +119,7 @@ def check_resumable(checkpoint: Checkpoint, config: RunConfig, source: Source, w
     """
     old, new = _flat(checkpoint.record["config"]), _flat(plain_config(config))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    frozen = [key for key in changed if any(key == f or key.startswith(f + ".") for f in FROZEN)]
+    frozen = [key for key in changed if _below(key, FROZEN) and not _below(key, FREE)]
     if frozen:
         listed = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in frozen)
         raise IncompatibleCheckpoint(
@@ -133,6 +136,11 @@ def check_resumable(checkpoint: Checkpoint, config: RunConfig, source: Source, w
         logger.warning(
             "%s changed from %s to %s: the run continues, and not bit for bit", key, before.get(key), now[key]
         )
+
+
+def _below(key: str, roots: Sequence[str]) -> bool:
+    """Whether `key` is one of `roots` or lies below one."""
+    return any(key == root or key.startswith(root + ".") for root in roots)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

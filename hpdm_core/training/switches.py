@@ -17,6 +17,7 @@ from hpdm_core.config.schema import TrainSection
 from hpdm_core.errors import ConfigError
 from hpdm_core.families.base import Family
 from hpdm_core.nn.attention import attention_dtype
+from hpdm_core.nn.devices import compile_units
 from hpdm_core.nn.precision import autocast
 
 
@@ -39,8 +40,8 @@ def apply_switches(family: Family, train: TrainSection) -> None:
     for unit in units:
         if train.activation_checkpointing:
             unit.forward = _recomputed(unit.forward)
-        if train.compile:
-            unit.compile(dynamic=False)
+    if train.compile:
+        compile_units(units)
 
 
 def _recomputed(forward: Any) -> Any:

@@ -69,7 +69,7 @@ class Cascade:
                 )
             )  # fmt: skip
         frames, height, width = self.pyramid.extent(self.stop)
-        return Outline(frames, (height, width), tuple(stages))
+        return Outline(frames, (height, width), tuple(stages), self.pyramid.step(self.stop)[0])
 
     def stages(self) -> Generator[Stage, State, Tensor]:
         """Yield each level's stage, receive its clean canvas, return the last one."""
