@@ -21,7 +21,6 @@ from hpdm_cli import console
 from hpdm_core.errors import ConfigError, StoppedOnRequest
 
 PAGE = "index.html"
-COARSE_LEVELS = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,13 @@ class Scale:
     clips: int
     frames: int
     size: int
+    levels: int
     videos: int
     sample_every_steps: int
 
 
-FULL = Scale("demo", clips=400, frames=16, size=64, videos=10, sample_every_steps=300)
-QUICK = Scale("hpdm-smoke", clips=20, frames=8, size=32, videos=2, sample_every_steps=2)
+FULL = Scale("demo", clips=400, frames=16, size=64, levels=4, videos=10, sample_every_steps=300)
+QUICK = Scale("hpdm-smoke", clips=20, frames=8, size=32, levels=3, videos=2, sample_every_steps=2)
 
 
 def demo(
@@ -68,9 +68,9 @@ def demo(
     from hpdm_core.report.demo_page import DemoFiles, write_demo_page
 
     folder = out / "samples" / checkpoint_dirs(out / "run")[-1].name
-    coarse = [folder.with_name(f"{folder.name}-level{level}") for level in COARSE_LEVELS]
+    coarse = [folder.with_name(f"{folder.name}-level{level}") for level in range(scale.levels - 1)]
     _run(ctx, 3, "Sample videos from the trained model", sample_command(scale, out, folder), done)
-    for level, place in zip(COARSE_LEVELS, coarse, strict=True):
+    for level, place in enumerate(coarse):
         what = f"The same, stopped at level {level}, to see what each level adds"
         _run(ctx, 3, what, [*sample_command(scale, out, place), "--level", str(level)], done)
     page = out / PAGE
@@ -80,10 +80,9 @@ def demo(
 
 
 def prepare_command(scale: Scale, out: Path) -> list[str]:
-    """The words of `hpdm prepare-data …`. Two levels of frame sizes below the finest are what training reads."""
-    size = f"{scale.size}x{scale.size}"
-    return ["prepare-data", "--source", "synthetic", "--style", "plain", "--num", str(scale.clips),
-            "--frames", str(scale.frames), "--size", size, "--levels", "3", "--out", str(out / "data")]  # fmt: skip
+    """The words of `hpdm prepare-data …`: frames at the sizes of the model's levels and no others."""
+    shape = f"--num {scale.clips} --frames {scale.frames} --size {scale.size}x{scale.size} --levels {scale.levels}"
+    return ["prepare-data", "--source", "synthetic", "--style", "plain", *shape.split(), "--out", str(out / "data")]
 
 
 def train_command(scale: Scale, out: Path, steps: int | None, seconds: int | None) -> list[str]:

@@ -112,10 +112,8 @@ def number(value: float) -> str:
     size = abs(value)
     if size >= 1e6:
         return f"{value / 1e6:.3g}M"
-    if size >= 1e4:
+    if size >= 1e3:
         return f"{value / 1e3:.3g}k"
-    if size >= 1000:
-        return f"{value:,.0f}"
     if size and size < 1e-3:
         mantissa, _, exponent = f"{value:.2e}".partition("e")
         return f"{float(mantissa):g}e{int(exponent)}"

@@ -55,7 +55,7 @@ def _chart(entries: Log, key: str, title: str, log_axis: bool) -> str:
             return ""
     else:
         series = [_series("", entries, key)]
-    chart = line_chart(series, title=title, x_label=X_LABEL, log=log_axis)
+    chart = line_chart(series, title=title, x_label=X_LABEL, log=log_axis, smooth=key != "lr")
     return figure(chart, title, "chart") if chart else ""
 
 

@@ -22,7 +22,7 @@ from hpdm_core.training.source import weightless_family
 from hpdm_core.video import resize_frames
 
 MAX_STEPS_SHOWN = 6
-MAX_HEAT = 8.0
+MAX_HEAT = 4.0
 MAX_GRID_SIDE = 420
 
 
@@ -97,7 +97,7 @@ def seams(subject: Subject, store: VideoStore | None) -> Section:
     videos = {"Samples": same}
     if store is not None:
         videos["Real clips"] = [resize_frames(c.video, size) for c in real_like(store, subject.clips)]
-    heats = {name: np.mean([seam_heatmap(v) for v in clips], axis=0) for name, clips in videos.items()}
+    heats = {name: np.mean([_heat(video) for video in clips], axis=0) for name, clips in videos.items()}
     maps = [
         figure(f'<img class="map" src="{image_uri(heat_image(h, MAX_HEAT))}" alt="Heat-map of {name.lower()}" '
                f'width="{size[1]}" height="{size[0]}">', f"{name}, mean of {len(videos[name])}")
@@ -107,7 +107,7 @@ def seams(subject: Subject, store: VideoStore | None) -> Section:
     chart = line_chart(profiles, title="Change from pixel to pixel by column", x_label="column", smooth=False)
     maps.append(figure(chart, "Change by column; a seam is a spike", "chart"))
     note = (
-        f"Squared difference of neighbouring pixels over its median: black is none, pale yellow {MAX_HEAT:g} times it. "
+        f"Squared difference of neighbouring pixels: black is none, pale yellow {MAX_HEAT:g} times the clip's mean. "
         "Tile borders that do not match show as straight lines that the real clips lack."
     )
     return Section("seams", "Seams", grid(maps, "maps"), note)
@@ -174,6 +174,12 @@ def _gallery(clips: Sequence[ShownClip], store: VideoStore | None) -> str:
         return grid([figure(clip_picture(c.video, c.fps, c.caption), c.caption) for c in clips], "clips")
     real = real_like(store, clips)
     return grid([pair(c, r, c.caption, ("sample", "real")) for c, r in zip(clips, real, strict=True)], "pairs")
+
+
+def _heat(video_THWC: np.ndarray) -> np.ndarray:
+    """A clip's heat-map with mean 1, so that clips of flat colour and of noise weigh the same."""
+    heat = seam_heatmap(video_THWC)
+    return heat / (float(heat.mean()) or 1.0)
 
 
 def _metric_row(item: NamedResult, name: str) -> tuple[str, ...]:
