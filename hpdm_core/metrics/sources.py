@@ -23,18 +23,22 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
+from hpdm_core.data.backends import CHILD_ENVIRONMENT
 from hpdm_core.data.decode import decode_video
+from hpdm_core.data.isolate import ChildDied, DeadlineExceeded, IsolatedWorker
 from hpdm_core.data.sources.base import SourceClip, SourceOptions
 from hpdm_core.data.sources.folders import scan_folder, scan_frames
 from hpdm_core.data.sources.walk import natural_order
 from hpdm_core.data.store import STORE_FILE, VideoStore
-from hpdm_core.errors import DataError
+from hpdm_core.errors import CorruptVideo, DataError
 
 Choose = Callable[[int, int], range | None]
 """(video number, its frame count) to the frames to read, or None where the video is too short."""
 
 LOSSY_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".webm", ".gif", ".jpg", ".jpeg"))
 ARRAY_SUFFIXES = frozenset((".npz", ".npy"))
+DECODE_DEADLINE = 120.0
+"""Seconds that one video file may take."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,7 @@ class FolderSource(VideoSource):
 
     def __init__(self, root: Path, clips: tuple[SourceClip, ...], kind: str) -> None:
         self.root, self.found, self.kind = root, clips, kind
+        self._local = threading.local()
         self.lossy = any(clip.paths[0].suffix.lower() in LOSSY_SUFFIXES for clip in clips)
 
     def __len__(self) -> int:
@@ -167,10 +172,20 @@ class FolderSource(VideoSource):
             chosen = choose(index, len(found.paths))
             frames = None if chosen is None else _read_images([found.paths[i] for i in chosen])
             return Clip(index, found.id, frames, len(found.paths))
-        video, _ = decode_video(found.paths[0])
+        video = self._decode(found.paths[0])
         chosen = choose(index, len(video))
         frames = None if chosen is None else video[chosen.start : chosen.stop : chosen.step]
         return Clip(index, found.id, frames, len(video))
+
+    def _decode(self, path: Path) -> np.ndarray:
+        """All frames, decoded in this thread's child process, so that no file can hang or crash an evaluation."""
+        if not hasattr(self._local, "child"):
+            self._local.child = IsolatedWorker(CHILD_ENVIRONMENT, decode_video.__module__)
+        try:
+            video, _ = self._local.child.call(decode_video, DECODE_DEADLINE, path)
+        except (DeadlineExceeded, ChildDied) as error:
+            raise CorruptVideo(f"{path} cannot be decoded: {error}", hint="remove the file, or repair it") from error
+        return video
 
 
 class ArraySource(VideoSource):

@@ -102,3 +102,10 @@ def hanging_backend(path: Path, chunk: int) -> object:
     if "crash" in path.name:
         os._exit(11)
     return load_backend("av")(path, chunk)
+
+
+def hanging_decode(path: Path) -> object:
+    """`decode_video` that never returns for files named `*hang*`, and ends the process for `*crash*`."""
+    from hpdm_core.data.decode import decode_video
+
+    return decode_video(path, backends=("tests.support.videos:hanging_backend",))

@@ -5,11 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from hpdm_core.errors import DataError
+from hpdm_core.errors import CorruptVideo, DataError
+from hpdm_core.metrics import sources
 from hpdm_core.metrics.features import Job, Selection, extract, fake_clips, frame_rule, real_clips, view_of
 from hpdm_core.metrics.protocol import Protocol
 from hpdm_core.metrics.sources import GeneratedSource, open_source
 from tests.support.toy_detector import ToyDetector
+from tests.support.videos import hanging_decode, sample_video, write_video
 
 
 def video(index, frames=6, size=16):
@@ -218,3 +220,15 @@ def test_an_error_while_reading_reaches_the_caller():
 
     with pytest.raises(DataError, match="second video"):
         extract(broken(), {"video": Job(ToyDetector())}, batch_size=1)
+
+
+@pytest.mark.parametrize("name", ["hang.avi", "crash.avi"])
+def test_a_file_that_hangs_or_crashes_its_decoder_is_named(tmp_path, monkeypatch, name):
+    write_video(tmp_path / name, sample_video())
+    write_video(tmp_path / "sound.avi", sample_video())
+    monkeypatch.setattr(sources, "decode_video", hanging_decode)
+    monkeypatch.setattr(sources, "DECODE_DEADLINE", 3.0)
+    folder = open_source(tmp_path)
+    with pytest.raises(CorruptVideo, match=name):
+        folder.clip(0, lambda index, length: range(length), None)
+    assert folder.clip(1, lambda index, length: range(length), None).frames is not None
