@@ -33,11 +33,12 @@ class Scale:
     size: int
     levels: int
     videos: int
+    coarse_videos: int
     sample_every_steps: int
 
 
-FULL = Scale("demo", clips=400, frames=16, size=64, levels=4, videos=10, sample_every_steps=300)
-QUICK = Scale("hpdm-smoke", clips=20, frames=8, size=32, levels=3, videos=2, sample_every_steps=2)
+FULL = Scale("demo", clips=400, frames=16, size=64, levels=4, videos=10, coarse_videos=4, sample_every_steps=500)
+QUICK = Scale("hpdm-smoke", clips=20, frames=8, size=32, levels=3, videos=2, coarse_videos=2, sample_every_steps=2)
 
 
 def demo(
@@ -69,10 +70,11 @@ def demo(
 
     folder = out / "samples" / checkpoint_dirs(out / "run")[-1].name
     coarse = [folder.with_name(f"{folder.name}-level{level}") for level in range(scale.levels - 1)]
-    _run(ctx, 3, "Sample videos from the trained model", sample_command(scale, out, folder), done)
+    _run(ctx, 3, "Sample videos from the trained model", sample_command(out, folder, scale.videos), done)
     for level, place in enumerate(coarse):
         what = f"The same, stopped at level {level}, to see what each level adds"
-        _run(ctx, 3, what, [*sample_command(scale, out, place), "--level", str(level)], done)
+        words = [*sample_command(out, place, scale.coarse_videos), "--level", str(level)]
+        _run(ctx, 3, what, words, done)
     page = out / PAGE
     write_demo_page(page, DemoFiles(out / "run", out / "data", folder, coarse), done)
     console.print_note(f"done in {time.monotonic() - started:.0f} s; open the page in a browser:")
@@ -93,9 +95,9 @@ def train_command(scale: Scale, out: Path, steps: int | None, seconds: int | Non
     return words + (["--time-limit", f"{seconds}s"] if seconds else [])
 
 
-def sample_command(scale: Scale, out: Path, folder: Path) -> list[str]:
+def sample_command(out: Path, folder: Path, videos: int) -> list[str]:
     """The words of `hpdm sample …`: one video of each class, as lossless arrays and as previews."""
-    return ["sample", "--ckpt", str(out / "run"), "--class", "all", "--seeds", f"0-{scale.videos - 1}",
+    return ["sample", "--ckpt", str(out / "run"), "--class", "all", "--seeds", f"0-{videos - 1}",
             "--fps", "12", "--format", "npz,mp4", "--out", str(folder)]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from hpdm_core.report.markup import Section, facts, figure, folded, grid, paragr
 from hpdm_core.report.media import clip_picture, heat_image, image_uri
 from hpdm_core.report.neighbours import Neighbour
 from hpdm_core.report.reading import GRID_GAP, SampleGrid, ShownClip, Subject, real_like
-from hpdm_core.training.samples import MAX_COLUMNS
+from hpdm_core.training.samples import FPS, MAX_COLUMNS
 from hpdm_core.training.source import weightless_family
 from hpdm_core.video import resize_frames
 
@@ -153,20 +153,28 @@ def spread_grids(grids: Sequence[SampleGrid]) -> list[SampleGrid]:
 
 
 def _grids(subject: Subject, store: VideoStore | None) -> str:
-    figures = [
-        figure(clip_picture(item.grid, item.clips[0].fps if item.clips else 25.0, f"samples after {item.step} steps",
-                            max_side=MAX_GRID_SIDE), f"after {item.step:,} steps")
-        for item in spread_grids(subject.grids)
-    ]  # fmt: skip
+    """The run's grids of samples in order, at the speed of the real clips where that is known."""
+    fps = _training_rate(subject, store)
+    pictures = {f"after {item.step:,} steps": item.grid for item in spread_grids(subject.grids)}
     if store is not None:
         real = real_like(store, subject.clips)
         frames = min(len(clip.video) for clip in real)
         height, width = subject.clips[0].video.shape[1:3]
         videos = np.stack([resize_frames(clip.video[:frames], (height, width)) for clip in real])
-        sheet = tile_videos(videos, columns=min(len(videos), MAX_COLUMNS))[:, :-GRID_GAP, :-GRID_GAP]
-        picture = clip_picture(sheet, real[0].fps, "real clips", max_side=MAX_GRID_SIDE)
-        figures.append(figure(picture, "real clips of the same classes"))
+        sheet = tile_videos(videos, columns=min(len(videos), MAX_COLUMNS))
+        pictures["real clips of the same classes"] = sheet[:, :-GRID_GAP, :-GRID_GAP]
+    figures = [
+        figure(clip_picture(video, fps, f"Grid: {caption}", max_side=MAX_GRID_SIDE), caption)
+        for caption, video in pictures.items()
+    ]
     return grid(figures, "steps")
+
+
+def _training_rate(subject: Subject, store: VideoStore | None) -> float:
+    """Frames per second of what training reads from the store; that of previews where no clip says it."""
+    known = next((info.fps for info in store.clips if info.fps), None) if store is not None else None
+    stride = subject.config.data.frame_stride if subject.config is not None else 1
+    return known / stride if known else FPS
 
 
 def _gallery(clips: Sequence[ShownClip], store: VideoStore | None) -> str:
