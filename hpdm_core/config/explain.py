@@ -30,6 +30,9 @@ _EXPECTED = {
     "less_than": "a number < {lt}",
     "less_than_equal": "a number <= {le}",
     "literal_error": "{expected}",
+    "union_tag_invalid": "{discriminator} to be {expected_tags}",
+    "union_tag_not_found": "a section with the key {discriminator}",
+    "string_pattern_mismatch": "text of the form {pattern}",
     "too_short": "a list of at least {min_length} items",
     "too_long": "a list of at most {max_length} items",
 }
@@ -39,9 +42,10 @@ def problems_of(error: ValidationError, schema: type[BaseModel], document: Docum
     """One line per wrong key: `file:line: key a.b: what is wrong`."""
     grouped: dict[KeyPath, list[Any]] = {}
     for item in error.errors(include_url=False):
-        known = _present(item["loc"], document.data)
+        loc = _untagged(item["loc"], document.data)
+        known = _present(loc, document.data)
         # What follows the data's own keys names a branch of a union, or the one key that is missing.
-        path = item["loc"][: len(known) + 1] if item["type"] == "missing" else known
+        path = loc[: len(known) + 1] if item["type"] == "missing" else known
         grouped.setdefault(path, []).append(item)
     return [_line(path, items, schema, document) for path, items in grouped.items()]
 
@@ -54,6 +58,18 @@ def _present(loc: KeyPath, data: Any) -> KeyPath:
             return loc[:depth]
         data = children[key]
     return loc
+
+
+def _untagged(loc: KeyPath, data: Any) -> KeyPath:
+    """`loc` without the tags of discriminated unions: there a value of the section, say its mode, follows its key."""
+    keys: list[Any] = []
+    for key in loc:
+        if isinstance(data, Mapping) and key not in data and key in data.values():
+            continue
+        keys.append(key)
+        children = dict(enumerate(data)) if isinstance(data, list) else data
+        data = children.get(key) if isinstance(children, Mapping) else None
+    return tuple(keys)
 
 
 def _line(path: KeyPath, items: list[Any], schema: type[BaseModel], document: Document) -> str:

@@ -38,29 +38,88 @@ class SampleSection(Section):
     compile: bool = False
 
 
+class JointText(Section):
+    """A small CLIP text transformer, trained with the denoiser and stored with it: the model file is whole.
+
+    context_length: tokens of a prompt, its start and end marks included; what is longer is cut.
+    vocabulary: `store` keeps the pieces of CLIP's byte-pair vocabulary that the captions of the training store
+    use; `full` keeps all 49,406, which at width 128 are 12 MB in bf16. pieces: those kept; null takes the store's.
+    """
+
+    mode: Literal["joint"]
+    width: Count = 128
+    layers: Count = 3
+    heads: Count = 4
+    context_length: Annotated[int, Field(ge=3)] = 32
+    vocabulary: Literal["store", "full"] = "store"
+    pieces: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> JointText:
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+        if self.vocabulary == "full" and self.pieces is not None:
+            raise ValueError("pieces are for `vocabulary: store`; `full` has them all")
+        return self
+
+
+class FrozenText(Section):
+    """A pretrained CLIP text tower that stays as it is. Its embeddings lie beside the store (`hpdm cache-text`).
+
+    arch: open_clip's name of the architecture. quick_gelu: whether the weights were trained with QuickGELU, as
+    OpenAI's were; a file does not say, and the wrong choice fails silently. path: the weights; a file that is not
+    there is looked for by name in $HPDM_WEIGHTS. sha256: of that file. width, pooled_width: of token states and of
+    the pooled vector; context_length: tokens of a prompt. What is null is taken from the store's embeddings.
+    """
+
+    mode: Literal["frozen"]
+    arch: str
+    quick_gelu: bool
+    path: str | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    width: Count | None = None
+    pooled_width: Count | None = None
+    context_length: Annotated[int, Field(ge=3)] | None = None
+
+
+TextSection = JointText | FrozenText
+
+
 class ConditionSection(Section):
     """What the model is told about a clip besides its pixels.
 
-    `num_classes: null` takes the number from the training store. `drop` is the share of training items
-    whose condition is replaced by the null condition, for classifier-free guidance (HPDM §5: 0.1).
+    `num_classes: null` takes the number from the training store. `text` says how captions become tokens. `drop`
+    is the share of training items whose condition is replaced by the null condition, for classifier-free
+    guidance (HPDM §5: 0.1).
     """
 
-    kind: Literal["none", "class"] = "none"
+    kind: Literal["none", "class", "text"] = "none"
     num_classes: Count | None = None
+    text: TextSection | None = Field(default=None, discriminator="mode")
     drop: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ConditionSection:
+        if (self.kind == "text") != (self.text is not None):
+            raise ValueError("`kind: text` and a `text` section belong together")
+        if self.kind == "text" and self.num_classes is not None:
+            raise ValueError("num_classes is for `kind: class`")
+        return self
 
 
 class DataSection(Section):
     """Which prepared store to train on and how clips are taken from it.
 
     Without `store`, training looks in $HPDM_DATA/<dataset> and ./data/<dataset>. `frame_stride` keeps every
-    n-th stored frame. `random_start: false` always takes a clip's first frames.
+    n-th stored frame. `random_start: false` always takes a clip's first frames. `images: repeat` trains on clips of
+    one frame as still videos, jointly with the others; `drop` leaves them out where the model wants more frames.
     """
 
     dataset: str
     store: str | None = None
     frame_stride: Count = 1
     random_start: bool = True
+    images: Literal["drop", "repeat"] = "drop"
     workers: Annotated[int, Field(ge=0)] = 2
 
 
