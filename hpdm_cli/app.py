@@ -24,6 +24,10 @@ COMMANDS = {
         "Show what a prepared store holds.",
     ),
     "train": ("hpdm_cli.cmd_train:train", "Train a preset; the same command again continues."),
+    "finetune-hires": (
+        "hpdm_cli.cmd_finetune:finetune_hires",
+        "Grow a trained model to higher resolution.",
+    ),
     "sample": ("hpdm_cli.cmd_sample:sample", "Generate videos from a trained model."),
     "eval-fvd": ("hpdm_cli.cmd_eval:eval_fvd", "Measure generated videos against real ones."),
     "compare": ("hpdm_cli.cmd_compare:compare", "Put several evaluation results side by side."),

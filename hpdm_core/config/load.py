@@ -56,6 +56,16 @@ def dump_config(config: RunConfig) -> str:
     return dump_document(plain_config(config))
 
 
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted keys."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
 def _locate(source: str, folder: Path) -> Path:
     """The file meant by `source`; relative paths start at `folder`."""
     is_path = "/" in source or "\\" in source or source.endswith((".yaml", ".yml"))

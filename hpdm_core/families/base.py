@@ -8,14 +8,15 @@ contain no family's name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from hpdm_core.config.schema import ModelSection, OptimizerSection, SampleSection
 from hpdm_core.data.window import Batch, ClipView
+from hpdm_core.errors import ConfigError
 from hpdm_core.rng import BatchStreams
 from hpdm_core.sampling.stage import Outline, Request, Stage, State
 
@@ -55,6 +56,31 @@ class Losses:
     terms: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Part:
+    """One piece of a grown model: `status` is `reused`, `new`, `moved` or `left out`; `note` says how."""
+
+    name: str
+    status: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How a model was grown from a smaller trained one.
+
+    parts: its pieces in reading order. new, left_out: parameters by module that the base did not have, or
+    that found no place. reused: number of parameters taken over. block_evals: block evaluations of one
+    training item, in the base and in the grown model.
+    """
+
+    parts: tuple[Part, ...]
+    reused: int
+    new: Mapping[str, int]
+    left_out: Mapping[str, int]
+    block_evals: tuple[int, int]
+
+
 class Family(nn.Module, ABC):
     """Base of all families. Constructed as `cls(model_section)`; weights are its state dict."""
 
@@ -84,6 +110,26 @@ class Family(nn.Module, ABC):
 
         The returned video is float [B, 3, T, H, W] in [-1, 1] for the B rows of `request`.
         """
+
+    @classmethod
+    def target_settings(cls, model: ModelSection, frames: int | None, size: tuple[int, int] | None) -> dict[str, Any]:
+        """The keys of `model` to change for videos of `frames` and `size` (height, width); None keeps a side.
+
+        Raises ConfigError with the nearest possible video where the geometry is impossible.
+        """
+        raise ConfigError(
+            f"a {cls.name} model cannot be set to another video size from the command line",
+            hint="leave --res and --frames away, or change the preset",
+        )
+
+    def grow_from(self, tensors: Mapping[str, Tensor], base: ModelSection) -> Growth:
+        """Take over the weights of a smaller trained model of this family, in place.
+
+        tensors: its state dict; base: its config. Works without memory for weights (meta tensors) too.
+        Raises ConfigError where this model is not larger than the base, IncompatibleCheckpoint where the
+        two do not fit.
+        """
+        raise ConfigError(f"a {self.name} model cannot be grown from a smaller one", hint="train it with `hpdm train`")
 
     def compile_units(self) -> Sequence[nn.Module]:
         """The repeated blocks: compiled, checkpointed and sharded one by one, from outside."""

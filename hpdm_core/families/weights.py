@@ -32,7 +32,10 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class WeightsHeader:
-    """What a weights file says of itself. `config` is the resolved RunConfig as plain data."""
+    """What a weights file says of itself. `config` is the resolved RunConfig as plain data.
+
+    base_sha256: hash of the weights file that a fine-tuned model began with; empty for one trained from scratch.
+    """
 
     config: dict[str, Any]
     classes: list[str] = field(default_factory=list)
@@ -41,6 +44,7 @@ class WeightsHeader:
     videos_seen: int = 0
     ema: str = ""
     store_fingerprint: str = ""
+    base_sha256: str = ""
     format: int = FORMAT
 
 

@@ -36,7 +36,7 @@ class Pyramid:
             if part < 1 or whole < part or whole % part or ratio & (ratio - 1):
                 raise ConfigError(
                     f"{axis}: a video of {whole} is not a power of two times a patch of {part}",
-                    hint=f"the nearest possible {axis} is {_nearest_extent(whole, max(part, 1))}",
+                    hint=f"the nearest possible {axis} is {nearest_extent(whole, max(part, 1))}",
                 )
 
     @cached_property
@@ -126,7 +126,7 @@ def _extent(values: object) -> Extent:
     return cast(Extent, tuple(values))  # type: ignore[arg-type]
 
 
-def _nearest_extent(whole: int, part: int) -> int:
+def nearest_extent(whole: int, part: int) -> int:
     """The power-of-two multiple of `part` nearest to `whole`."""
     candidates = [part << k for k in range(24)]
     return min(candidates, key=lambda c: abs(c - whole))

@@ -62,6 +62,10 @@ class Checkpoint:
                 f"the first are {', '.join(wrong[:3])}",
                 hint="train with the config in the run directory, or start a new run with --out",
             )
+        self.read_some(tensors)
+
+    def read_some(self, tensors: dict[str, Tensor]) -> None:
+        """Fill `tensors` in place; the file holds them in these shapes, and maybe others besides."""
         with _single_process_is_fine():
             dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(self.path / STATE_FOLDER)))
 
@@ -112,6 +116,14 @@ def newest_valid(run: Path) -> Checkpoint | None:
             return Checkpoint(folder, record)
         logger.warning("skipping the damaged checkpoint %s: %s", folder, damage)
     return None
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`; IncompatibleCheckpoint if its manifest does not hold."""
+    record, damage = _inspect(folder)
+    if damage:
+        raise IncompatibleCheckpoint(f"the checkpoint {folder} is damaged: {damage}", hint="take an older one")
+    return Checkpoint(folder, record)
 
 
 def prune(run: Path, keep: int) -> None:

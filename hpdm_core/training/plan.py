@@ -62,14 +62,18 @@ def plan_training(config: RunConfig, store_path: Path | None) -> TrainPlan:
     if store is not None:
         config = with_classes(config, store.classes)
     family = weightless_family(config)
-    conditional = class_condition(config) is not None
-    request = Request((0,), labels=(0,) if conditional else None)
     return TrainPlan(
         config=config,
         parameters=sum(p.numel() for p in family.parameters()),
         phases=tuple(_plan_phase(config, family, phase, store) for phase in family.phases()),
-        sampling=family.outline(request, config.sample),
+        sampling=sampling_outline(config, family),
     )
+
+
+def sampling_outline(config: RunConfig, family: Family) -> Outline:
+    """The cost of one video at the settings of `config`."""
+    conditional = class_condition(config) is not None
+    return family.outline(Request((0,), labels=(0,) if conditional else None), config.sample)
 
 
 def _plan_phase(config: RunConfig, family: Family, phase: Phase, store: VideoStore | None) -> PhasePlan:

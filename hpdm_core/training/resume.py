@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpdm_core.config.load import plain_config
+from hpdm_core.config.load import flat, plain_config
 from hpdm_core.config.schema import RunConfig
 from hpdm_core.errors import IncompatibleCheckpoint
 from hpdm_core.families.base import Family
@@ -42,9 +42,14 @@ def run_tensors(trainer: Trainer) -> dict[str, Tensor]:
     """Every tensor that the rest of the run depends on, by name; reading a checkpoint writes into these."""
     return {
         **{f"model/{name}": t for name, t in _own_tensors(trainer.family)},
-        **{f"optim/{name}": t for role in trainer.roles for name, t in role.tensors().items()},
+        **optimizer_tensors(trainer),
         **{f"ema/{name}": t for name, t in trainer.ema.tensors().items()},
     }
+
+
+def optimizer_tensors(trainer: Trainer) -> dict[str, Tensor]:
+    """The optimisers' part of `run_tensors`."""
+    return {f"optim/{name}": t for role in trainer.roles for name, t in role.tensors().items()}
 
 
 def _own_tensors(family: Family) -> Iterator[tuple[str, Tensor]]:
@@ -77,6 +82,7 @@ def save_run(out: Path, config: RunConfig, source: Source, trainer: Trainer, log
         videos_seen=state.videos_seen,
         ema=trainer.ema.first,
         store_fingerprint=source.fingerprint,
+        base_sha256=state.base_sha256,
     )
     record = {
         "state": asdict(state),
@@ -117,7 +123,7 @@ def check_resumable(checkpoint: Checkpoint, config: RunConfig, source: Source, w
 
     Raises IncompatibleCheckpoint listing the keys that may not change.
     """
-    old, new = _flat(checkpoint.record["config"]), _flat(plain_config(config))
+    old, new = flat(checkpoint.record["config"]), flat(plain_config(config))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     frozen = [key for key in changed if _below(key, FROZEN) and not _below(key, FREE)]
     if frozen:
@@ -141,13 +147,3 @@ def check_resumable(checkpoint: Checkpoint, config: RunConfig, source: Source, w
 def _below(key: str, roots: Sequence[str]) -> bool:
     """Whether `key` is one of `roots` or lies below one."""
     return any(key == root or key.startswith(root + ".") for root in roots)
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as dotted keys."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

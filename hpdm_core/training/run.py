@@ -29,7 +29,8 @@ from hpdm_core.training.guard import NonfiniteGuard, StopRequest
 from hpdm_core.training.hooks import CheckpointHook, GradShareHook, LogHook, RunLog, SampleFn, SampleHook
 from hpdm_core.training.loop import Hook, Trainer
 from hpdm_core.training.optim import RoleOptimizer
-from hpdm_core.training.resume import check_resumable, restored_state, run_tensors, save_run
+from hpdm_core.training.origin import Origin
+from hpdm_core.training.resume import check_resumable, optimizer_tensors, restored_state, run_tensors, save_run
 from hpdm_core.training.samples import grid_sampler
 from hpdm_core.training.source import Source, StoreSource, find_store, with_classes
 from hpdm_core.training.state import TrainState, phase_batch
@@ -59,16 +60,18 @@ def train(
     fresh: bool = False,
     time_limit: float | None = None,
     device: str | None = None,
+    origin: Origin | None = None,
 ) -> TrainResult:
     """Train `config` on the store at `store_path` (None: where the config says) into the run directory `out`.
 
-    The same call again continues from the newest good checkpoint. `time_limit` is in seconds. Raises
+    The same call again continues from the newest good checkpoint. `time_limit` is in seconds. A new run
+    begins with the weights of `origin`, if one is given, instead of random ones. Raises
     StoppedOnRequest after a clean checkpoint when a signal or the limit ends the run early; DataError,
     StoreMismatch, IncompatibleCheckpoint, CheckpointError and NumericsError as their names say.
     """
     store = find_store(config, Path(store_path) if store_path else None)
     source = StoreSource(store, config)
-    return fit(config, source, Path(out), fresh=fresh, time_limit=time_limit, device=device)
+    return fit(config, source, Path(out), fresh=fresh, time_limit=time_limit, device=device, origin=origin)
 
 
 def fit(
@@ -80,6 +83,7 @@ def fit(
     time_limit: float | None = None,
     device: str | None = None,
     sample: SampleFn | None = None,
+    origin: Origin | None = None,
 ) -> TrainResult:
     """`train` on any source of batches; `sample` replaces the sampler that `sample_every_steps` runs."""
     config = with_classes(config, source.classes)
@@ -87,7 +91,7 @@ def fit(
     with joined_world(device) as world, matmul_precision(config.train.precision), stop.listening():
         if fresh:
             _refuse_used(out)
-        return _Run(config, source, out, world, stop, sample).complete()
+        return _Run(config, source, out, world, stop, sample, origin).complete()
 
 
 class _Run:
@@ -101,9 +105,10 @@ class _Run:
         world: World,
         stop: StopRequest,
         sample: SampleFn | None,
+        origin: Origin | None,
     ) -> None:
         self.config, self.source, self.out = config, source, out
-        self.world, self.stop, self.sample = world, stop, sample
+        self.world, self.stop, self.sample, self.origin = world, stop, sample, origin
 
     def complete(self) -> TrainResult:
         """Run every phase that is not finished yet."""
@@ -112,6 +117,10 @@ class _Run:
             check_resumable(checkpoint, self.config, self.source, self.world)
             logger.info("continuing from %s", checkpoint.path)
         state, resumed = restored_state(checkpoint), checkpoint is not None
+        if self.origin is not None and resumed:
+            self.origin.check_same(state, self.out)
+        elif self.origin is not None:
+            state.base_sha256 = self.origin.sha256
         self.world.barrier()
         if self.world.main:
             with writing(self.out):
@@ -119,7 +128,7 @@ class _Run:
                 (self.out / CONFIG_FILE).write_text(dump_config(self.config), encoding="utf-8")
         keep = checkpoint.record["log_bytes"] if checkpoint else 0
         log = RunLog(self.out, keep_bytes=keep, step=state.total_step, enabled=self.world.main)
-        family = self._family()
+        family = self._family(new=not resumed)
         phases = list(family.phases())
         if checkpoint is not None:
             del phases[: [phase.name for phase in phases].index(state.phase)]
@@ -129,11 +138,13 @@ class _Run:
         weights = self.out / CHECKPOINTS / f"step_{state.total_step:08d}" / WEIGHTS_FILE
         return TrainResult(self.out, state.total_step, state.videos_seen, weights, resumed)
 
-    def _family(self) -> Family:
-        """The family with its initial weights, which depend on the seed alone and not on the device."""
+    def _family(self, *, new: bool) -> Family:
+        """The family with its initial weights, which depend on the seed and the origin, not on the device."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.config.train.seed, "init"))
             family = build_family(self.config)
+            if new and self.origin is not None:
+                self.origin.grow(family)
         family = family.train().to(self.world.device)
         apply_switches(family, self.config.train)
         return family
@@ -148,6 +159,8 @@ class _Run:
         if checkpoint is not None:
             checkpoint.read_into(run_tensors(trainer))
             trainer.ema.videos = checkpoint.record["ema_videos"]
+        elif self.origin is not None and state.total_step == 0:
+            self.origin.read_moments(optimizer_tensors(trainer))
         save = CheckpointHook(
             self.config.train.checkpoint_every_steps,
             lambda _: save_run(self.out, self.config, self.source, trainer, log.size),

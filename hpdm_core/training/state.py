@@ -14,7 +14,8 @@ class TrainState:
 
     `step` counts within the phase, `total_step` over all phases. `videos_seen` never restarts: it is the
     position of the next item in the data stream and the index of its randomness. `seconds` is training
-    time without checkpoints and samples.
+    time without checkpoints and samples. `base_sha256` is the hash of the weights file that a fine-tuning
+    began with.
     """
 
     phase: str = ""
@@ -24,6 +25,7 @@ class TrainState:
     phase_start: int = 0
     seconds: float = 0.0
     finished: bool = False
+    base_sha256: str = ""
     meter: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     @property

@@ -35,9 +35,9 @@ class Fusion(nn.Module):
         self.own = nn.Linear(d, d)
         self.context = nn.Linear(d, d, bias=False) if config.fusion == "deep" else None
         self.position = nn.Parameter(torch.empty(3, d)) if config.coordinates else None
-        self._init(identity=config.fusion_init == "identity")
+        self.reset(identity=config.fusion_init == "identity")
 
-    def _init(self, *, identity: bool) -> None:
+    def reset(self, *, identity: bool) -> None:
         """Like one linear layer of all the columns, or the identity on a_l and zero on the rest."""
         d = self.own.in_features
         bound = 1 / math.sqrt(d * (1 if self.context is None else 2) + (0 if self.position is None else 3))

@@ -8,8 +8,8 @@ Shapes: L levels, B batch, C channels, T H W frames and pixels.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from typing import ClassVar
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,11 @@ from hpdm_core.data.window import Batch
 from hpdm_core.diffusion.process import Parametrisation, corrupt
 from hpdm_core.diffusion.schedule import LogNormal
 from hpdm_core.errors import ConfigError
-from hpdm_core.families.base import Family, Losses, Phase, Role
+from hpdm_core.families.base import Family, Growth, Losses, Phase, Role
 from hpdm_core.families.hpdm.cascade import Cascade
 from hpdm_core.families.hpdm.config import HpdmModel, HpdmSample
 from hpdm_core.families.hpdm.denoiser import HierarchicalDenoiser
+from hpdm_core.families.hpdm.grow import grow, target_settings
 from hpdm_core.pyramid.extract import PatchView, level_name
 from hpdm_core.rng import BatchStreams
 from hpdm_core.sampling.stage import Outline, Request, Stage, State
@@ -62,6 +63,17 @@ class HpdmFamily(Family):
     def view(self, phase: str) -> PatchView:
         """One nested patch per level."""
         return PatchView(self.pyramid)
+
+    @classmethod
+    def target_settings(cls, model: ModelSection, frames: int | None, size: tuple[int, int] | None) -> dict[str, Any]:
+        """Another `video`, and `levels_per_block` capped at its levels."""
+        assert isinstance(model, HpdmModel)
+        return target_settings(model, frames, size)
+
+    def grow_from(self, tensors: Mapping[str, Tensor], base: ModelSection) -> Growth:
+        """From a model of the first levels of this one."""
+        assert isinstance(base, HpdmModel)
+        return grow(self, tensors, base)
 
     def compile_units(self) -> Sequence[nn.Module]:
         """The fused blocks, and the layers before and after them."""
