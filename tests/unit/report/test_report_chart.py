@@ -96,7 +96,15 @@ def test_names_are_escaped() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0"), (12345.0, "12.3k"), (1234.0, "1.23k"), (5000, "5k"), (2_500_000.0, "2.5M"), (0.00012, "1.2e-4"), (0.25, "0.25")],
+    [
+        (0.0, "0"),
+        (12345.0, "12.3k"),
+        (1234.0, "1.23k"),
+        (5000, "5k"),
+        (2_500_000.0, "2.5M"),
+        (0.00012, "1.2e-4"),
+        (0.25, "0.25"),
+    ],
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert number(value) == text
