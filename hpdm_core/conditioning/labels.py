@@ -42,5 +42,9 @@ def check_labels(labels: Sequence[int], num_classes: int) -> None:
 
 def drop_labels(labels_B: Tensor, share: float, streams: BatchStreams) -> Tensor:
     """Replace each row's label by NULL with probability `share`, decided per stream position."""
-    dropped = streams.uniform("condition-drop", 1)[:, 0] < share
-    return labels_B.where(~dropped.to(labels_B.device), NULL)
+    return labels_B.where(~dropped_rows(share, streams).to(labels_B.device), NULL)
+
+
+def dropped_rows(share: float, streams: BatchStreams) -> Tensor:
+    """bool [B]: the rows whose condition is withheld, each with probability `share`."""
+    return streams.uniform("condition-drop", 1)[:, 0] < share

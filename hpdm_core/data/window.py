@@ -70,6 +70,7 @@ class Batch:
     videos: float32 [B, 3, T, H, W] in [-1, 1] by component name (T, H, W may differ between components).
     meta: integers from the view, [B, ...]; labels: int64 [B], -1 where there is none.
     captions: one string per row, empty where there is none.
+    text: the captions' stored embeddings (`data.embeddings`), [B, ...] by name; empty without.
     """
 
     videos: dict[str, Tensor]
@@ -77,6 +78,7 @@ class Batch:
     labels: Tensor
     captions: list[str]
     positions: list[int]
+    text: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -86,4 +88,5 @@ class Batch:
             labels=self.labels.to(device, non_blocking=True),
             captions=self.captions,
             positions=self.positions,
+            text={k: v.to(device, non_blocking=True) for k, v in self.text.items()},
         )

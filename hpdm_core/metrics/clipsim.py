@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hpdm_core.errors import DataError, EnvironmentProblem, IncompatibleCheckpoint, WeightsMissing
+from hpdm_core.conditioning.clip import fill_network, import_open_clip, without_marks
+from hpdm_core.errors import DataError, WeightsMissing
 from hpdm_core.metrics.catalogue import find_file
 from hpdm_core.metrics.sources import VideoSource
 from hpdm_core.metrics.weight_files import read_tensors
@@ -27,7 +28,6 @@ ARCHITECTURE = "ViT-B-32-quickgelu"
 SIDE = 224
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _DEVIATION = (0.26862954, 0.26130258, 0.27577711)
-_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -46,20 +46,9 @@ def build_clipsim(
             "CLIPSIM needs the CLIP ViT-B/32 weights, and no file was given or found",
             hint="pass --clip-weights FILE; `hpdm weights list` says where it comes from",
         )
-    try:
-        import open_clip
-    except (ImportError, RuntimeError) as error:
-        raise EnvironmentProblem(
-            f"open_clip cannot be imported: {error}", hint="install torchvision from the same index as torch"
-        ) from error
+    open_clip = import_open_clip()
     model: Any = open_clip.create_model(ARCHITECTURE, pretrained=None)
-    tensors = {key: value for key, value in read_tensors(path).items() if key not in _NOT_WEIGHTS}
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    if missing or unexpected:
-        raise IncompatibleCheckpoint(
-            f"{path} is not CLIP ViT-B/32: missing {missing[:2]}, unexpected {unexpected[:2]}",
-            hint="`hpdm weights list` names the file that works",
-        )
+    fill_network(model, without_marks(read_tensors(path)), path, "CLIP ViT-B/32")
     model = model.float().to(device).eval()
     tokenize = open_clip.get_tokenizer(ARCHITECTURE)
     with torch.inference_mode():

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from hpdm_core.errors import IncompatibleCheckpoint, WeightsMissing
+from hpdm_core.nn.tensor_files import read_plain_tensors
 
 PREFIXES = ("module.", "model.", "net.", "i3d.", "c3d.")
 
@@ -40,17 +41,8 @@ def read_tensors(path: Path, *, torchscript: bool = False) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsMissing(f"no weights file at {path}", hint="`hpdm weights list` says where each file comes from")
     try:
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-        elif path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                tensors = {key: torch.from_numpy(archive[key]) for key in archive.files}
-        elif ".data-" in path.name or path.suffix == ".data":
-            tensors = _read_tf_data(path)
-        elif _is_torchscript(path):
-            tensors = _read_torchscript(path, torchscript)
-        else:
-            tensors = _read_state_dict(path)
+        is_tensorflow = ".data-" in path.name or path.suffix == ".data"
+        tensors = _read_tf_data(path) if is_tensorflow else read_plain_tensors(path, torchscript=torchscript)
     except (SafetensorError, zipfile.BadZipFile, RuntimeError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise IncompatibleCheckpoint(
@@ -78,24 +70,6 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """A PyTorch state dict by the unpickler that makes nothing but tensors and plain containers."""
-    try:
-        return _tensors_of(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # arbitrary bytes make an unpickler raise anything
-        raise ValueError(error) from error
-
-
-def _tensors_of(loaded: Any) -> dict[str, Tensor]:
-    """The state dict inside what `torch.load` returned; common wrappers are opened."""
-    for key in ("state_dict", "model_state_dict", "model", "net"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping):
-        return {}
-    return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
-
-
 def _strip_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Drop wrapper prefixes that every name shares."""
     for prefix in PREFIXES:
@@ -117,20 +91,3 @@ def _read_tf_data(path: Path) -> dict[str, Tensor]:
         )
         for row in table
     }
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())
-
-
-def _read_torchscript(path: Path, allowed: bool) -> dict[str, Tensor]:
-    if not allowed:
-        raise IncompatibleCheckpoint(
-            f"{path} is a TorchScript archive: it holds a program besides the tensors",
-            hint="if you trust its source, `hpdm weights convert --torchscript` opens it once and keeps the tensors",
-        )
-    module = torch.jit.load(str(path), map_location="cpu")
-    return {key: value.detach() for key, value in module.state_dict().items()}

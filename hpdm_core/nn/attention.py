@@ -56,17 +56,18 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(source_dim, 2 * inner)
         self.out = nn.Linear(inner, dim)
 
-    def forward(self, x_BND: Tensor, source_BMS: Tensor) -> Tensor:
-        """[B, N, D] to [B, N, D]."""
+    def forward(self, x_BND: Tensor, source_BMS: Tensor, mask_BM: Tensor | None = None) -> Tensor:
+        """[B, N, D] to [B, N, D]. mask: False where a source token is padding, which nobody then reads."""
         k, v = self.key_value(source_BMS).chunk(2, dim=-1)
-        return self.out(attend(self.query(x_BND), k, v, self.head_dim))
+        return self.out(attend(self.query(x_BND), k, v, self.head_dim, mask_BM))
 
 
-def attend(q_BND: Tensor, k_BMD: Tensor, v_BMD: Tensor, head_dim: int) -> Tensor:
-    """softmax(q k / sqrt(head_dim)) v with heads of `head_dim`, [B, N, D]."""
+def attend(q_BND: Tensor, k_BMD: Tensor, v_BMD: Tensor, head_dim: int, mask_BM: Tensor | None = None) -> Tensor:
+    """softmax(q k / sqrt(head_dim)) v with heads of `head_dim` over the keys that `mask_BM` allows, [B, N, D]."""
     q, k, v = (t.unflatten(-1, (-1, head_dim)).transpose(1, 2) for t in (q_BND, k_BMD, v_BMD))
     core = _core_dtype or q.dtype
-    out = F.scaled_dot_product_attention(q.to(core), k.to(core), v.to(core))
+    allowed = None if mask_BM is None else mask_BM[:, None, None, :]
+    out = F.scaled_dot_product_attention(q.to(core), k.to(core), v.to(core), attn_mask=allowed)
     return out.transpose(1, 2).flatten(2).to(q.dtype)
 
 

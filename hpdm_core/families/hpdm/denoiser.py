@@ -92,6 +92,7 @@ class FusedBlock(nn.Module):
         nested: Nested | None = None,
         term_BND: Tensor | None = None,
         *,
+        mask_LBM: Tensor | None = None,
         fuse: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """New tokens and latents of the first L levels together (`nested`), or of one level alone.
@@ -104,7 +105,8 @@ class FusedBlock(nn.Module):
             x_LBND = torch.cat([x_LBND[:1], self._fuse_levels(x_LBND, nested)])
         elif fuse and self.fusion is not None:
             x_LBND = self.fusion(x_LBND, term_BND)
-        x, z = self.rin(x_LBND.flatten(0, 1), z_LBKZ.flatten(0, 1), condition_LBMD.flatten(0, 1))
+        mask = None if mask_LBM is None else mask_LBM.flatten(0, 1)
+        x, z = self.rin(x_LBND.flatten(0, 1), z_LBKZ.flatten(0, 1), condition_LBMD.flatten(0, 1), mask)
         return x.unflatten(0, (levels, batch)), z.unflatten(0, (levels, batch))
 
     def _fuse_levels(self, x_LBND: Tensor, nested: Nested) -> Tensor:
@@ -154,17 +156,19 @@ class HierarchicalDenoiser(nn.Module):
         offsets_BL3: Tensor,
         condition_BMD: Tensor | None,
         latents_LBKZ: Tensor | None = None,
+        *,
+        mask_BM: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Predictions [L, B, C, T, H, W] and final latents [L, B, K, Z] for nested patches.
 
         z: network input (c_in already applied); noise: the schedule's coordinate of each sigma;
-        offsets: int64, each level's on its own grid; condition: extra tokens per row, or None. L may be
-        fewer than the model's levels: the coarsest ones.
+        offsets: int64, each level's on its own grid; condition: extra tokens per row, or None; mask: those of
+        them that count, None for all. L may be fewer than the model's levels: the coarsest ones.
         """
         config, levels, batch = self.config, *z_LBCTHW.shape[:2]
         x = self._embed(z_LBCTHW, self._shallow(z_LBCTHW, offsets_BL3))
         z = self._start(latents_LBKZ, levels, batch)
-        y = self._condition(noise_LB, condition_BMD)
+        y, mask = self._condition(noise_LB, condition_BMD), _with_noise(mask_BM, levels)
         nested = Nested(
             context_maps(self.pyramid, offsets_BL3, config.token) if config.fusion == "deep" else {},
             coordinate_grids(self.pyramid, offsets_BL3, config.token),
@@ -175,7 +179,8 @@ class HierarchicalDenoiser(nn.Module):
             if load > len(active_x):
                 active_x = torch.cat([active_x, x[len(active_x) : load]])
                 active_z = torch.cat([active_z, z[len(active_z) : load]])
-            active_x, active_z = block(active_x, active_z, y[:load], nested)
+            told = None if mask is None else mask[:load]
+            active_x, active_z = block(active_x, active_z, y[:load], nested, mask_LBM=told)
         return self._output(active_x), active_z
 
     def level_forward(
@@ -186,6 +191,7 @@ class HierarchicalDenoiser(nn.Module):
         terms: Mapping[int, Tensor],
         condition_BMD: Tensor | None,
         *,
+        mask_BM: Tensor | None = None,
         shallow_BCTHW: Tensor | None = None,
         latents_BKZ: Tensor | None = None,
         keep: tuple[int, ...] = (),
@@ -196,12 +202,12 @@ class HierarchicalDenoiser(nn.Module):
         """
         x = self._embed(z_BCTHW[None], None if shallow_BCTHW is None else shallow_BCTHW[None], first=level)
         z = self._start(None if latents_BKZ is None else latents_BKZ[None], 1, len(z_BCTHW))
-        y = self._condition(noise_B[None], condition_BMD)
+        y, mask = self._condition(noise_B[None], condition_BMD), _with_noise(mask_BM, 1)
         features: dict[int, Tensor] = {}
         for b in range(self.config.first_blocks[level], len(self.blocks)):
             if b in keep:
                 features[b] = x[0]
-            x, z = self.blocks[b](x, z, y, term_BND=terms.get(b), fuse=level > 0)
+            x, z = self.blocks[b](x, z, y, term_BND=terms.get(b), mask_LBM=mask, fuse=level > 0)
         return LevelOutput(self._output(x)[0], z[0], features)
 
     def fusion_term(self, block: int, context_BND: Tensor | None, coordinates_BN3: Tensor) -> Tensor | None:
@@ -247,3 +253,10 @@ class HierarchicalDenoiser(nn.Module):
         pixels = self.head(x_LBND)
         rows = detokenize(pixels.flatten(0, 1), self.config.patch, self.config.token)
         return rows.unflatten(0, pixels.shape[:2])
+
+
+def _with_noise(mask_BM: Tensor | None, levels: int) -> Tensor | None:
+    """The mask [L, B, 1 + M] of all condition tokens: the noise level always counts."""
+    if mask_BM is None:
+        return None
+    return torch.cat([torch.ones_like(mask_BM[:, :1]), mask_BM], dim=1).expand(levels, -1, -1)

@@ -46,9 +46,11 @@ class RinBlock(nn.Module):
         self.write = CrossAttention(d, z, head)
         self.write_mlp_norm, self.write_mlp = layer_norm(d), feed_forward(d, config.token_mlp_ratio)
 
-    def forward(self, x_RND: Tensor, z_RKZ: Tensor, condition_RMD: Tensor) -> tuple[Tensor, Tensor]:
-        """New tokens [R, N, D] and latents [R, K, Z]."""
-        z_RKZ = z_RKZ + self.condition_read(self.condition_norm(z_RKZ), condition_RMD)
+    def forward(
+        self, x_RND: Tensor, z_RKZ: Tensor, condition_RMD: Tensor, mask_RM: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """New tokens [R, N, D] and latents [R, K, Z]. mask: the condition tokens that count; None: all."""
+        z_RKZ = z_RKZ + self.condition_read(self.condition_norm(z_RKZ), condition_RMD, mask_RM)
         z_RKZ = z_RKZ + self.read(self.read_norm(z_RKZ), self.read_source_norm(x_RND))
         z_RKZ = z_RKZ + self.read_mlp(self.read_mlp_norm(z_RKZ))
         for layer in self.latent_layers:

@@ -1,0 +1,121 @@
+"""Prompts as numbers: CLIP's byte-pair pieces, all of them or those that a training store uses.
+
+The pieces and their merges come with open_clip. A word that has a piece which the vocabulary lacks is left out of
+the prompt, and said; a prompt that is too long is cut, and said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpdm_core.conditioning.clip import import_open_clip
+
+PAD = 0
+FULL_PIECES = 49_406
+"""Pieces of CLIP's vocabulary, its start and end marks not counted."""
+WORD_END = "</w>"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as a model reads it. unknown: words that were left out; cut: the text beyond the model's length."""
+
+    numbers: tuple[int, ...]
+    unknown: tuple[str, ...] = ()
+    cut: str = ""
+
+
+class Vocabulary:
+    """Pieces as numbers from 1 on; 0 pads, and after the pieces come the start and the end of a prompt.
+
+    pieces: those known; None means all of CLIP's. The end has the greatest number, by which CLIP's pooling finds it.
+    """
+
+    def __init__(self, pieces: Sequence[str] | None) -> None:
+        self._given = None if pieces is None else tuple(pieces)
+        self.num_pieces = FULL_PIECES if pieces is None else len(pieces)
+        self.start, self.end = self.num_pieces + 1, self.num_pieces + 2
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are, padding and marks included."""
+        return self.num_pieces + 3
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Piece to number."""
+        return {piece: i for i, piece in enumerate(self._given or _all_pieces(), start=1)}
+
+    @property
+    def words(self) -> list[str]:
+        """Whole words among the pieces, for messages."""
+        return sorted(piece.removesuffix(WORD_END) for piece in self.numbers if piece.endswith(WORD_END))
+
+    def encode(self, text: str, context_length: int) -> Prompt:
+        """`text` with its marks, at most `context_length` numbers."""
+        numbers: list[int] = []
+        unknown: list[str] = []
+        cut: list[str] = []
+        for word, pieces in _words(text):
+            if not all(piece in self.numbers for piece in pieces):
+                unknown.append(word)
+            elif cut or len(numbers) + len(pieces) > context_length - 2:
+                cut.append(word)
+            else:
+                numbers += [self.numbers[piece] for piece in pieces]
+        return Prompt((self.start, *numbers, self.end), tuple(dict.fromkeys(unknown)), " ".join(cut))
+
+    def encode_rows(self, texts: Sequence[str], context_length: int) -> Tensor:
+        """int64 [len(texts), context_length], padded."""
+        rows = torch.full((len(texts), context_length), PAD)
+        for row, text in zip(rows, texts, strict=True):
+            numbers = self.encode(text, context_length).numbers
+            row[: len(numbers)] = torch.tensor(numbers)
+        return rows
+
+
+def pieces_of(texts: Iterable[str]) -> tuple[str, ...]:
+    """The pieces that `texts` use, sorted."""
+    words = sorted({word for text in texts for word in text.split()})
+    return tuple(sorted({piece for word in words for _, pieces in _words(word) for piece in pieces}))
+
+
+def tower_numbers(arch: str, texts: Sequence[str]) -> Tensor:
+    """int64 [len(texts), M]: the numbers that a pretrained CLIP tower reads, cut and zero-padded to its length."""
+    return _tower_tokenizer(arch)(list(texts))
+
+
+@lru_cache(maxsize=2**17)
+def _words(text: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The words of `text` in lower case, each with its pieces. Remembered: captions return every epoch."""
+    tokenizer = _tokenizer()
+    words: list[tuple[str, tuple[str, ...]]] = []
+    pieces: list[str] = []
+    numbers: list[int] = []
+    for number in tokenizer.encode(text):
+        pieces.append(tokenizer.decoder[number])
+        numbers.append(number)
+        if pieces[-1].endswith(WORD_END):
+            words.append((tokenizer.decode(numbers).strip(), tuple(pieces)))
+            pieces, numbers = [], []
+    return tuple(words)
+
+
+def _all_pieces() -> list[str]:
+    return list(_tokenizer().encoder)[:FULL_PIECES]
+
+
+@cache
+def _tower_tokenizer(arch: str) -> Any:
+    return import_open_clip().get_tokenizer(arch)
+
+
+@cache
+def _tokenizer() -> Any:
+    return import_open_clip().SimpleTokenizer()

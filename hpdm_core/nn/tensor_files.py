@@ -1,0 +1,73 @@
+"""Reading tensors from files in which networks circulate, without running anybody's code."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hpdm_core.errors import IncompatibleCheckpoint
+
+
+def read_plain_tensors(path: Path, *, torchscript: bool = False) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, NumPy .npz or PyTorch state dict, on the CPU, under the file's names.
+
+    A TorchScript archive holds a program; it is opened only if `torchscript` says so, and IncompatibleCheckpoint is
+    raised otherwise. What is none of these raises whatever its reader does.
+    """
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: torch.from_numpy(archive[key]) for key in archive.files}
+    if _is_torchscript(path):
+        return _read_torchscript(path, torchscript)
+    return _read_state_dict(path)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    """A PyTorch state dict by the unpickler that makes nothing but tensors and plain containers."""
+    try:
+        return _tensors_of(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # arbitrary bytes make an unpickler raise anything
+        raise ValueError(error) from error
+
+
+def _tensors_of(loaded: Any) -> dict[str, Tensor]:
+    """The state dict inside what `torch.load` returned; common wrappers are opened."""
+    for key in ("state_dict", "model_state_dict", "model", "net"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping):
+        return {}
+    return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
+
+
+def _read_torchscript(path: Path, allowed: bool) -> dict[str, Tensor]:
+    if not allowed:
+        raise IncompatibleCheckpoint(
+            f"{path} is a TorchScript archive: it holds a program besides the tensors",
+            hint="if you trust its source, `hpdm weights convert --torchscript` opens it once and keeps the tensors",
+        )
+    module = torch.jit.load(str(path), map_location="cpu")
+    return {key: value.detach() for key, value in module.state_dict().items()}
