@@ -37,7 +37,7 @@ class Scale:
     sample_every_steps: int
 
 
-FULL = Scale("demo", clips=400, frames=16, size=64, levels=4, videos=10, coarse_videos=4, sample_every_steps=500)
+FULL = Scale("demo", clips=400, frames=16, size=64, levels=4, videos=10, coarse_videos=4, sample_every_steps=600)
 QUICK = Scale("hpdm-smoke", clips=20, frames=8, size=32, levels=3, videos=2, coarse_videos=2, sample_every_steps=2)
 
 
