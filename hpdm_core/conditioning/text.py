@@ -73,9 +73,7 @@ class FrozenEncoder:
 
     def __call__(self, texts: Sequence[str], device: torch.device | str = "cpu") -> TextStates:
         """States of the layer before the last and pooled vectors, rounded to fp16 as in a store."""
-        if self._tower is None:
-            self._tower = load_tower(self.text)
-        tower, ids = self._tower.to(device), tower_numbers(self.text.arch, texts).to(device)
+        tower, ids = self.check().to(device), tower_numbers(self.text.arch, texts).to(device)
         # fp32 whatever is around it: what sampling computes is what was stored for training.
         with torch.autocast(torch.device(device).type, enabled=False):
             tokens, pooled = tower_states(tower, ids, tower_shape(self.text.arch).layers)
@@ -83,6 +81,12 @@ class FrozenEncoder:
         length_B1 = ids.argmax(dim=1, keepdim=True) + 1
         mask = torch.arange(ids.shape[1], device=ids.device) < length_B1
         return TextStates(tokens.half().float(), mask, pooled.half().float())
+
+    def check(self) -> nn.Module:
+        """The tower, loaded and checked at the first call; raises what `load_tower` raises."""
+        if self._tower is None:
+            self._tower = load_tower(self.text)
+        return self._tower
 
     def read(self, text: str) -> Prompt:
         """What this encoder takes in of `text`, and what it leaves out."""

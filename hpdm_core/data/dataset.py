@@ -10,6 +10,7 @@ Shapes: B rows, C = 3 channels, T frames, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hpdm_core.config.schema import DataSection
+from hpdm_core.data.embeddings import TextEmbeddings
 from hpdm_core.data.order import StreamOrder, cut_clip, plan_clips
 from hpdm_core.data.store import VideoStore
-from hpdm_core.data.window import Batch, ClipView
+from hpdm_core.data.window import Batch, ClipView, Window
 from hpdm_core.errors import ConfigError
 from hpdm_core.rng import numpy_stream
 from hpdm_core.video import to_float
@@ -40,6 +42,7 @@ def make_loader(
     world_size: int = 1,
     pin_memory: bool = False,
     need_labels: bool = False,
+    embeddings: TextEmbeddings | None = None,
 ) -> Iterator[Batch]:
     """Micro-batches of one rank, forever, from `start_position` of the stream on.
 
@@ -52,8 +55,9 @@ def make_loader(
     StoreMismatch and DataError as `plan_clips` does, all before the first batch.
     """
     rows = _rows_per_rank(batch_size, world_size, micro_batch)
-    kept = plan_clips(store, view, data.frame_stride, need_labels=need_labels).kept
-    dataset = StreamDataset(store, view, data, kept, seed)
+    repeat_images = data.images == "repeat"
+    kept = plan_clips(store, view, data.frame_stride, need_labels=need_labels, repeat_images=repeat_images).kept
+    dataset = StreamDataset(store, view, data, kept, seed, embeddings)
     sampler = _Positions(start_position, batch_size, rank, world_size, micro_batch or rows)
     loader = DataLoader(
         dataset,
@@ -108,8 +112,17 @@ class _Positions:
 class StreamDataset(Dataset[Item]):
     """Position of the stream to item: pixels by component, integers about them, label, caption."""
 
-    def __init__(self, store: VideoStore, view: ClipView, data: DataSection, clips: tuple[int, ...], seed: int) -> None:
+    def __init__(
+        self,
+        store: VideoStore,
+        view: ClipView,
+        data: DataSection,
+        clips: tuple[int, ...],
+        seed: int,
+        embeddings: TextEmbeddings | None = None,
+    ) -> None:
         self._store, self._view, self._data, self._seed = store, view, data, seed
+        self._embeddings = embeddings
         self._order = StreamOrder(clips, seed)
 
     def __getitem__(self, position: int) -> Item:
@@ -117,13 +130,21 @@ class StreamDataset(Dataset[Item]):
         clip = self._store.clips[index]
         data = self._data
         cut = cut_clip(self._view, clip.num_frames, data.frame_stride, data.random_start, self._seed, position)
+        read = self._still if clip.num_frames == 1 else self._store.read
+        caption = _caption(clip.captions, self._seed, position)
         return {
-            "videos": {name: self._store.read(index, window) for name, window in cut.windows.items()},
+            "videos": {name: read(index, window) for name, window in cut.windows.items()},
             "meta": dict(cut.meta),
             "label": -1 if clip.label is None else clip.label,
-            "caption": _caption(clip.captions, self._seed, position),
+            "caption": caption,
             "position": position,
+            "text": {} if self._embeddings is None else self._embeddings.read(caption),
         }
+
+    def _still(self, index: int, window: Window) -> np.ndarray:
+        """A window of an image, repeated along time."""
+        frame = self._store.read(index, replace(window, start=0, stride=1, frames=1))
+        return np.repeat(frame, window.frames, axis=0)
 
 
 def _caption(captions: tuple[str, ...], seed: int, position: int) -> str:
@@ -142,4 +163,5 @@ def collate(items: list[Item]) -> dict[str, Any]:
         "labels": torch.tensor([i["label"] for i in items], dtype=torch.int64),
         "captions": [i["caption"] for i in items],
         "positions": [i["position"] for i in items],
+        "text": {k: torch.from_numpy(np.stack([i["text"][k] for i in items])) for k in first["text"]},
     }

@@ -26,8 +26,17 @@ class ClipPlan:
     dropped: dict[str, int] = field(default_factory=dict)
 
 
-def plan_clips(store: VideoStore, view: ClipView, frame_stride: int = 1, *, need_labels: bool = False) -> ClipPlan:
+def plan_clips(
+    store: VideoStore,
+    view: ClipView,
+    frame_stride: int = 1,
+    *,
+    need_labels: bool = False,
+    repeat_images: bool = False,
+) -> ClipPlan:
     """Choose the clips that are long enough for `view` at `frame_stride`, and labelled if need be.
+
+    repeat_images: keep clips of one frame, which are shown as still videos.
 
     Raises StoreMismatch if the store lacks the view's frame sizes, and DataError, naming the rules that removed the
     clips, if none is left.
@@ -40,7 +49,7 @@ def plan_clips(store: VideoStore, view: ClipView, frame_stride: int = 1, *, need
     kept: list[int] = []
     dropped: Counter[str] = Counter()
     for clip in store.clips:
-        if clip.num_frames < needed:
+        if clip.num_frames < needed and not (repeat_images and clip.num_frames == 1):
             dropped[too_short] += 1
         elif need_labels and clip.label is None:
             dropped["no label"] += 1
@@ -84,8 +93,11 @@ def cut_clip(view: ClipView, num_frames: int, frame_stride: int, random_start: b
     """The windows that `view` takes at `position` from a clip of `num_frames` stored frames.
 
     The view thinks in every `frame_stride`-th frame, from its own frame 0; here its windows are moved to stored frames.
+    Windows of an image, a clip of one frame, stay as they are: `still` reads them.
     """
     rng = numpy_stream(seed, "data/window", position)
+    if num_frames == 1 and view.frames > 1:
+        return view.cut(0, rng)
     slack = num_frames - frames_needed(view, frame_stride)
     start = int(rng.integers(slack + 1)) if random_start else 0
     cut = view.cut(0, rng)

@@ -22,7 +22,8 @@ Denoiser = Callable[[State, float], State]
 class Request:
     """Which videos are wanted. One row per seed: B = len(seeds).
 
-    labels: class index per row (None: unconditional); prompts: text per row (None: no text).
+    labels: class index per row (None: unconditional); prompts: text per row (None: no text). negatives: text
+    per row that guidance leads away from, instead of from no text.
     frames, size: the wanted length and (height, width); None takes the model's largest.
     """
 
@@ -32,6 +33,7 @@ class Request:
     frames: int | None = None
     size: tuple[int, int] | None = None
     device: torch.device | str = "cpu"
+    negatives: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

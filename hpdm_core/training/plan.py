@@ -11,7 +11,8 @@ from hpdm_core.data.order import plan_clips
 from hpdm_core.data.store import VideoStore
 from hpdm_core.families.base import Family, Phase
 from hpdm_core.sampling.stage import Outline, Request
-from hpdm_core.training.source import class_condition, weightless_family, with_classes
+from hpdm_core.training.conditions import class_condition, text_condition
+from hpdm_core.training.source import StoreSource, fitted, weightless_family
 from hpdm_core.training.state import TrainState, phase_batch, phase_steps
 
 
@@ -58,9 +59,10 @@ def plan_training(config: RunConfig, store_path: Path | None) -> TrainPlan:
 
     Raises ConfigError, StoreMismatch or DataError for what would stop the run at its start.
     """
-    store = VideoStore.open(store_path) if store_path is not None else None
-    if store is not None:
-        config = with_classes(config, store.classes)
+    store: VideoStore | None = None
+    if store_path is not None:
+        source = StoreSource(store_path, config)
+        config, store = fitted(config, source), source.store
     family = weightless_family(config)
     return TrainPlan(
         config=config,
@@ -72,8 +74,9 @@ def plan_training(config: RunConfig, store_path: Path | None) -> TrainPlan:
 
 def sampling_outline(config: RunConfig, family: Family) -> Outline:
     """The cost of one video at the settings of `config`."""
-    conditional = class_condition(config) is not None
-    return family.outline(Request((0,), labels=(0,) if conditional else None), config.sample)
+    labels = (0,) if class_condition(config) is not None else None
+    prompts = ("any",) if text_condition(config) is not None else None
+    return family.outline(Request((0,), labels, prompts), config.sample)
 
 
 def _plan_phase(config: RunConfig, family: Family, phase: Phase, store: VideoStore | None) -> PhasePlan:
@@ -82,7 +85,8 @@ def _plan_phase(config: RunConfig, family: Family, phase: Phase, store: VideoSto
     clips, dropped = None, None
     if store is not None:
         need_labels = class_condition(config) is not None
-        chosen = plan_clips(store, view, config.data.frame_stride, need_labels=need_labels)
+        images = config.data.images == "repeat"
+        chosen = plan_clips(store, view, config.data.frame_stride, need_labels=need_labels, repeat_images=images)
         clips, dropped = len(chosen.kept), chosen.dropped
     return PhasePlan(
         name=phase.name,

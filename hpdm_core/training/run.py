@@ -32,7 +32,7 @@ from hpdm_core.training.optim import RoleOptimizer
 from hpdm_core.training.origin import Origin
 from hpdm_core.training.resume import check_resumable, optimizer_tensors, restored_state, run_tensors, save_run
 from hpdm_core.training.samples import grid_sampler
-from hpdm_core.training.source import Source, StoreSource, find_store, with_classes
+from hpdm_core.training.source import Source, StoreSource, find_store, fitted
 from hpdm_core.training.state import TrainState, phase_batch
 from hpdm_core.training.switches import apply_switches
 
@@ -86,7 +86,7 @@ def fit(
     origin: Origin | None = None,
 ) -> TrainResult:
     """`train` on any source of batches; `sample` replaces the sampler that `sample_every_steps` runs."""
-    config = with_classes(config, source.classes)
+    config = fitted(config, source)
     stop = StopRequest(time_limit)
     with joined_world(device) as world, matmul_precision(config.train.precision), stop.listening():
         if fresh:

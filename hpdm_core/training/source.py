@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from hpdm_core.config.schema import ConditionSection, RunConfig
+from hpdm_core.config.schema import FrozenText, RunConfig
 from hpdm_core.data.dataset import make_loader, to_device
+from hpdm_core.data.embeddings import TextEmbeddings, find_embeddings
 from hpdm_core.data.store import VideoStore
 from hpdm_core.data.window import Batch, ClipView
 from hpdm_core.errors import DataError, StoreMismatch
 from hpdm_core.families.base import Family
 from hpdm_core.families.registry import build_family
+from hpdm_core.training.conditions import (
+    class_condition,
+    encoder_wanted,
+    text_condition,
+    with_classes,
+    with_encoder,
+    with_placeholders,
+    with_vocabulary,
+)
 from hpdm_core.training.distributed import World
 
 PROCEDURAL = ("demo", "smoke")
@@ -33,6 +43,14 @@ class Source(Protocol):
     @property
     def fingerprint(self) -> str:
         """A hash of the dataset."""
+        ...
+
+    def captions(self) -> Iterable[str]:
+        """All captions, for models that read them."""
+        ...
+
+    def embeddings(self, text: FrozenText) -> TextEmbeddings:
+        """The captions' embeddings by the frozen encoder `text`; StoreMismatch if there are none."""
         ...
 
     def batches(
@@ -62,10 +80,19 @@ class StoreSource:
         """The store's own fingerprint."""
         return self.store.fingerprint
 
+    def captions(self) -> Iterable[str]:
+        """The captions of all clips, repeated ones too."""
+        return (caption for clip in self.store.clips for caption in clip.captions)
+
+    def embeddings(self, text: FrozenText) -> TextEmbeddings:
+        """Those that `hpdm cache-text` wrote beside the store."""
+        return find_embeddings(self.store, encoder_wanted(text))
+
     def batches(
         self, view: ClipView, *, start: int, batch_size: int, micro_batch: int, world: World
     ) -> Iterator[Batch]:
         """See `Source.batches`. Raises StoreMismatch or DataError if the store cannot serve `view`."""
+        text = text_condition(self._config)
         loader = make_loader(
             self.store,
             view,
@@ -78,14 +105,25 @@ class StoreSource:
             world_size=world.size,
             pin_memory=world.device.type == "cuda",
             need_labels=class_condition(self._config) is not None,
+            embeddings=self.embeddings(text) if isinstance(text, FrozenText) else None,
         )
         return (to_device(batch, world.device) for batch in loader)
 
 
-def class_condition(config: RunConfig) -> ConditionSection | None:
-    """The condition section of a model that is told the class; None for all others."""
-    condition = getattr(config.model, "condition", None)
-    return condition if isinstance(condition, ConditionSection) and condition.kind == "class" else None
+def fitted(config: RunConfig, source: Source) -> RunConfig:
+    """`config` with what only the data knows: the classes, the words, the encoder of the embeddings.
+
+    Raises StoreMismatch where the data cannot serve the model's condition.
+    """
+    text = text_condition(config)
+    if text is not None and not any(True for _ in source.captions()):
+        raise StoreMismatch(
+            "the model reads captions, and the store has none",
+            hint="prepare it from a csv or jsonl table with captions, or choose another model.condition.kind",
+        )
+    if isinstance(text, FrozenText):
+        return with_encoder(config, source.embeddings(text).identity)
+    return with_classes(config, source.classes) if text is None else with_vocabulary(config, source.captions())
 
 
 def find_store(config: RunConfig, given: Path | None) -> Path:
@@ -126,34 +164,6 @@ def prepare_line(config: RunConfig, out: Path) -> str:
 
 
 def weightless_family(config: RunConfig) -> Family:
-    """The family of `config` without memory for its weights; an unknown number of classes counts as one."""
-    condition = class_condition(config)
-    if condition is not None and condition.num_classes is None:
-        config = with_classes(config, ["any"])
+    """The family of `config` without memory for its weights; an unknown number of classes or words counts as one."""
     with torch.device("meta"):
-        return build_family(config)
-
-
-def with_classes(config: RunConfig, classes: Sequence[str]) -> RunConfig:
-    """`config` with `model.condition.num_classes` taken from the store where it was left null.
-
-    Raises StoreMismatch if the config conditions on classes and the store has none, or another number.
-    """
-    condition = class_condition(config)
-    if condition is None:
-        return config
-    if not classes:
-        raise StoreMismatch(
-            "the model is conditioned on classes, and the store has no labels",
-            hint="prepare the store from class folders, or set model.condition.kind=none",
-        )
-    if condition.num_classes is None:
-        filled = condition.model_copy(update={"num_classes": len(classes)})
-        model = config.model.model_copy(update={"condition": filled})
-        return config.model_copy(update={"model": model})
-    if condition.num_classes != len(classes):
-        raise StoreMismatch(
-            f"the model expects {condition.num_classes} classes, and the store has {len(classes)}",
-            hint="leave model.condition.num_classes null to take the store's number",
-        )
-    return config
+        return build_family(with_placeholders(config))

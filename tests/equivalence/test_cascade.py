@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from hpdm_core.conditioning.conditions import Condition
 from hpdm_core.diffusion.process import corrupt
 from hpdm_core.errors import ConfigError
 from hpdm_core.families.hpdm.cascade import Branch, Cascade
@@ -59,9 +60,9 @@ def test_cached_context_is_exact_for_the_windows_it_was_computed_on(overlap):
     """Each tile's chain made of its own ancestor tiles, run jointly, gives what the cache gives."""
     family = tiny_family()
     cascade = cascade_of(family, labels=(1, 3), overlap=overlap)
-    condition = family.condition_tokens(torch.tensor([1, 3]), 2, torch.device("cpu"))
+    condition = family.labels(torch.tensor([1, 3]))
     for level in (1, 2):
-        branch = Branch(cascade, condition)
+        branch = Branch(cascade, Condition(condition))
         finished_levels(cascade, branch, level)
         grid, sigma = cascade.grids[level], 0.7
         canvas = torch.randn(2, 3, *cascade.pyramid.extent(level), generator=torch.Generator().manual_seed(9))

@@ -59,8 +59,7 @@ def random_inputs(family, rows=2, seed=0):
     levels = family.pyramid.num_levels
     z = torch.randn(levels, rows, 3, *family.config.patch, generator=generator)
     noise = torch.randn(levels, rows, generator=generator) * 0.3
-    labels = None if family.labels is None else torch.arange(rows) % family.labels.num_classes
-    condition = family.condition_tokens(labels, rows, torch.device("cpu"))
+    condition = None if family.labels is None else family.labels(torch.arange(rows) % family.labels.num_classes)
     return z, noise, nested_offsets(family.pyramid, rows, seed), condition
 
 

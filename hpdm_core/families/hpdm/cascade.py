@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpdm_core.conditioning.labels import check_labels
+from hpdm_core.conditioning.conditions import Condition, check_wanted, wanted_condition
 from hpdm_core.diffusion.guidance import guide
 from hpdm_core.errors import ConfigError
 from hpdm_core.families.hpdm.config import HpdmSample
@@ -119,17 +119,15 @@ class Cascade:
         return video / self.family.levels[level].scale + self.options.context_sigma * noise
 
     def _branches(self) -> list[Branch]:
-        """The conditional branch, and the null one if any level is guided."""
-        device, batch = torch.device(self.request.device), len(self.request.seeds)
-        labels = self.request.labels
-        given = None if labels is None else torch.tensor(labels, device=device)
-        branches = [Branch(self, self.family.condition_tokens(given, batch, device))]
+        """The conditional branch, and the null (or negative) one if any level is guided."""
+        request, told, rows = self.request, self.family.conditioner, len(self.request.seeds)
+        branches = [Branch(self, wanted_condition(told, request.labels, request.prompts, rows))]
         if any(self._guided(level) for level in range(self.stop + 1)):
-            branches.append(Branch(self, self.family.condition_tokens(None, batch, device)))
+            branches.append(Branch(self, wanted_condition(told, None, request.negatives, rows)))
         return branches
 
     def _guided(self, level: int) -> bool:
-        conditional = self.family.labels is not None and self.request.labels is not None
+        conditional = self.request.labels is not None or self.request.prompts is not None
         return conditional and self._entry(self.options.guidance, level) != 1.0
 
     def _stop_level(self) -> int:
@@ -150,16 +148,9 @@ class Cascade:
 
     def _check_conditions(self) -> None:
         """Raise ConfigError for a condition that the model cannot follow."""
-        labels, prompts = self.request.labels, self.request.prompts
-        if prompts is not None:
-            raise ConfigError("this model was not trained on text", hint="leave the prompt out")
-        if labels is None:
-            return
-        if self.family.labels is None:
-            raise ConfigError("this model was trained without classes", hint="leave the class out")
-        if len(labels) != len(self.request.seeds):
-            raise ConfigError(f"{len(labels)} labels for {len(self.request.seeds)} seeds: give one per seed")
-        check_labels(labels, self.family.labels.num_classes)
+        request, told = self.request, self.family.conditioner
+        check_wanted(told, request.labels, request.prompts, len(request.seeds))
+        check_wanted(told, None, request.negatives, len(request.seeds))
 
     @staticmethod
     def _entry(values: tuple[T, ...], level: int) -> T:
@@ -169,10 +160,10 @@ class Cascade:
 class Branch:
     """One condition's network calls, with its own cache of coarse features (they depend on the condition)."""
 
-    def __init__(self, cascade: Cascade, condition_BMD: Tensor | None) -> None:
+    def __init__(self, cascade: Cascade, condition: Condition | None) -> None:
         self.cascade, self.family, self.options = cascade, cascade.family, cascade.options
         self.net, self.pyramid = cascade.family.denoiser, cascade.pyramid
-        self.condition_BMD = condition_BMD
+        self.condition = condition
         self.features: list[dict[int, Tensor]] = []
         self.canvases: list[Tensor] = []
 
@@ -233,12 +224,14 @@ class Branch:
         return form.denoised(tiles, output.float(), sigma), latents
 
     def _level_forward(self, z: Tensor, rows: Tensor, sigma: float, keep: tuple[int, ...]) -> LevelOutput:
+        tokens, mask = self._condition(rows)
         return self.net.level_forward(
             self.level,
             z,
             self._noise(sigma, len(z)),
             {b: term[rows] for b, term in self.terms.items()},
-            self._condition(rows),
+            tokens,
+            mask_BM=mask,
             shallow_BCTHW=self._shallow_rows(rows, z),
             latents_BKZ=None if self.latents is None else self.latents[rows],
             keep=keep,
@@ -260,7 +253,8 @@ class Branch:
         own = None if self.latents is None else self.latents[rows]
         # Coarser levels are finished: they start from no latents, and so from zeros.
         before = None if own is None else torch.stack([torch.zeros_like(own)] * self.level + [own])
-        output, latents = self.net(torch.stack([*stack, z]), noise, chains, self._condition(rows), before)
+        tokens, mask = self._condition(rows)
+        output, latents = self.net(torch.stack([*stack, z]), noise, chains, tokens, before, mask_BM=mask)
         return output[-1], latents[-1]
 
     def _cache_terms(self) -> dict[int, Tensor]:
@@ -325,8 +319,9 @@ class Branch:
         offsets = torch.from_numpy(self.grid.offsets).to(self.cascade.request.device)
         return offsets.repeat(len(self.cascade.request.seeds), 1)
 
-    def _condition(self, rows: Tensor) -> Tensor | None:
-        return None if self.condition_BMD is None else self.condition_BMD[rows // len(self.grid)]
+    def _condition(self, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Tokens and mask of the videos that the tiles `rows` belong to."""
+        return (None, None) if self.condition is None else self.condition.rows(rows // len(self.grid))
 
     def _noise(self, sigma: float, count: int) -> Tensor:
         device = self.cascade.request.device

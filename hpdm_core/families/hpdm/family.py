@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hpdm_core.conditioning.labels import LabelTokens, drop_labels
+from hpdm_core.conditioning.conditions import Condition, Conditioner, batch_condition, build_conditioner
+from hpdm_core.conditioning.labels import LabelTokens
+from hpdm_core.conditioning.text import TextTokens
 from hpdm_core.config.schema import ModelSection, SampleSection
 from hpdm_core.data.window import Batch
 from hpdm_core.diffusion.process import Parametrisation, corrupt
 from hpdm_core.diffusion.schedule import LogNormal
-from hpdm_core.errors import ConfigError
 from hpdm_core.families.base import Family, Growth, Losses, Phase, Role
 from hpdm_core.families.hpdm.cascade import Cascade
 from hpdm_core.families.hpdm.config import HpdmModel, HpdmSample
@@ -46,19 +47,19 @@ class HpdmFamily(Family):
             for level in range(self.pyramid.num_levels)
         )
         self.denoiser = HierarchicalDenoiser(config)
-        self.labels: LabelTokens | None = None
-        if config.condition.kind == "class":
-            if config.condition.num_classes is None:
-                raise ConfigError(
-                    "model.condition.num_classes is not set",
-                    hint="train on a labelled store, which fills it in, or set it",
-                )
-            self.labels = LabelTokens(config.condition.num_classes, config.token_dim)
+        conditioner = build_conditioner(config.condition, config.token_dim)
+        self.labels = conditioner if isinstance(conditioner, LabelTokens) else None
+        self.text = conditioner if isinstance(conditioner, TextTokens) else None
+
+    @property
+    def conditioner(self) -> Conditioner | None:
+        """What makes condition tokens, under one of its two names."""
+        return self.labels or self.text
 
     def phases(self) -> tuple[Phase, ...]:
         """One: all levels jointly."""
-        modules = ("denoiser", "labels") if self.labels is not None else ("denoiser",)
-        return (Phase("joint", (Role("denoiser", modules),)),)
+        told = [name for name in ("labels", "text") if getattr(self, name) is not None]
+        return (Phase("joint", (Role("denoiser", ("denoiser", *told)),)),)
 
     def view(self, phase: str) -> PatchView:
         """One nested patch per level."""
@@ -79,21 +80,14 @@ class HpdmFamily(Family):
         """The fused blocks, and the layers before and after them."""
         return [self.denoiser.stem, *self.denoiser.blocks, self.denoiser.head]
 
-    def condition_tokens(self, labels_B: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
-        """Class tokens [B, 1, D]; None labels mean the null class; None for an unconditional model."""
-        if self.labels is None:
-            return None
-        if labels_B is None:
-            labels_B = torch.full((batch,), -1, device=device)
-        return self.labels(labels_B)
-
     def losses(self, role: str, batch: Batch, streams: BatchStreams) -> Losses:
         """Sum over levels of w(sigma_l) |F_l - F*_l|², each a mean over pixels and rows (spec §3.5)."""
         names = [level_name(level) for level in range(self.pyramid.num_levels)]
         x = torch.stack([batch.videos[name] for name in names])
         eps = torch.stack([streams.normal(f"noise/{name}", x.shape[2:]) for name in names])
         sigma = self.schedule.draw(streams.uniform("sigma", len(names))).T.contiguous()
-        condition = self._dropped_condition(batch, streams)
+        condition = batch_condition(self.conditioner, batch, self.config.condition.drop, streams)
+        tokens, mask = (None, None) if condition is None else condition
         inputs, targets, weights = [], [], []
         for level, form in enumerate(self.levels):
             noisy = corrupt(x[level], eps[level], sigma[level], form.scale)
@@ -102,7 +96,7 @@ class HpdmFamily(Family):
             weights.append(form.weight(sigma[level]))
         noise, offsets = self.schedule.coordinate(sigma), batch.meta["offsets"]
         latents = self._first_pass(torch.stack(inputs), noise, offsets, condition, streams)
-        output, _ = self.denoiser(torch.stack(inputs), noise, offsets, condition, latents)
+        output, _ = self.denoiser(torch.stack(inputs), noise, offsets, tokens, latents, mask_BM=mask)
         error = (output.float() - torch.stack(targets)).square().mean(dim=(2, 3, 4, 5))
         per_level = (torch.stack(weights) * error).mean(dim=1)
         factors = per_level.new_tensor(self.config.level_weights or [1.0] * len(names))
@@ -120,19 +114,14 @@ class HpdmFamily(Family):
         assert isinstance(options, HpdmSample)
         return Cascade(self, request, options).stages()
 
-    def _dropped_condition(self, batch: Batch, streams: BatchStreams) -> Tensor | None:
-        if self.labels is None:
-            return None
-        kept = drop_labels(batch.labels, self.config.condition.drop, streams)
-        return self.condition_tokens(kept, len(kept), kept.device)
-
     def _first_pass(
-        self, z: Tensor, noise: Tensor, offsets: Tensor, condition: Tensor | None, streams: BatchStreams
+        self, z: Tensor, noise: Tensor, offsets: Tensor, condition: Condition | None, streams: BatchStreams
     ) -> Tensor | None:
         """Latents for self-conditioning: from a pass without gradient for the chosen rows, zeros for the others."""
         if self.config.self_conditioning == 0:
             return None
         chosen = streams.uniform("self-conditioning", 1)[:, 0] < self.config.self_conditioning
+        tokens, mask = (None, None) if condition is None else condition
         with torch.no_grad():
-            _, latents = self.denoiser(z, noise, offsets, condition)
+            _, latents = self.denoiser(z, noise, offsets, tokens, mask_BM=mask)
         return latents * chosen.to(latents.device)[None, :, None, None]
