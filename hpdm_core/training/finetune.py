@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpdm_core.config.load import parse_config, plain_config
 from hpdm_core.config.schema import RunConfig
@@ -22,7 +23,7 @@ from hpdm_core.training.optim import trained_parameters
 from hpdm_core.training.origin import Origin, open_origin
 from hpdm_core.training.plan import TrainPlan, plan_training, sampling_outline
 from hpdm_core.training.run import TrainResult, train
-from hpdm_core.training.source import class_condition, find_store, weightless_family, with_classes
+from hpdm_core.training.source import class_condition, find_store, weightless_family
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def finetune_config(
     frames: int | None = None,
     size: tuple[int, int] | None = None,
 ) -> RunConfig:
-    """The config of preset `preset` for videos of `frames` and `size`, with the classes of `origin`.
+    """The config of preset `preset` for videos of `frames` and `size`, its classes or vocabulary those of `origin`.
 
     Raises ConfigError for an impossible size, naming the nearest possible one.
     """
@@ -58,10 +59,11 @@ def finetune_config(
         raw = plain_config(config)
         raw["model"] |= family_class(config.family).target_settings(config.model, frames, size)
         config = parse_config(raw, family_sections, where=f"{preset} with --res and --frames")
-    condition = class_condition(config)
-    if origin.header.classes and condition is not None and condition.num_classes is None:
-        config = with_classes(config, origin.header.classes)
-    return config
+    raw = plain_config(config)
+    known = plain_config(origin.config)["model"].get("condition")
+    if known is not None and "condition" in raw["model"]:
+        raw["model"]["condition"] = _filled(raw["model"]["condition"], known)
+    return parse_config(raw, family_sections, where=str(preset))
 
 
 def plan_finetuning(origin: Origin, config: RunConfig, store: Path | None) -> FinetunePlan:
@@ -102,6 +104,17 @@ def finetune(
     store = find_store(config, Path(store_path) if store_path else None)
     _check_classes(origin, VideoStore.open(store), config)
     return train(config, store, out, time_limit=time_limit, device=device, origin=origin)
+
+
+def _filled(tree: Any, known: Any) -> Any:
+    """`tree` with `known`'s values where it has null: what training took from the base's store."""
+    if tree is None:
+        return known
+    if not isinstance(tree, dict) or not isinstance(known, dict):
+        return tree
+    if any(tree.get(key) != known.get(key) for key in ("kind", "mode")):
+        return tree  # another kind of condition: growing will say so
+    return {key: _filled(value, known.get(key)) for key, value in tree.items()}
 
 
 def _trained(family: Family) -> dict[str, tuple[list[int], int]]:

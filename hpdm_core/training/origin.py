@@ -46,11 +46,15 @@ class Origin:
         return family.grow_from(_shapes(self.file) if weightless else load_file(self.file), self.config.model)
 
     def moments(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
-        """Those of the new run's optimiser tensors (name to shape) that the base's checkpoint holds as well."""
+        """Those of the new run's optimiser tensors (name to shape) that the base's checkpoint holds as well.
+
+        A parameter keeps all of its tensors or none: a step count without moments would mislead the optimiser.
+        """
         if self.checkpoint is None:
             return []
         stored = self.checkpoint.record["tensors"]
-        return [name for name, shape in shapes.items() if stored.get(name) == list(shape)]
+        changed = {name.rpartition("/")[0] for name, shape in shapes.items() if stored.get(name) != list(shape)}
+        return [name for name in shapes if name.rpartition("/")[0] not in changed]
 
     def read_moments(self, tensors: Mapping[str, Tensor]) -> None:
         """Fill the optimiser tensors that agree in name and shape, in place; the others stay as they are."""

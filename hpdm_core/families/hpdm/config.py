@@ -28,6 +28,10 @@ class HpdmModel(ModelSection):
     levels_per_block: how many levels block b processes (HPDM §3.4); fine levels skip early blocks.
     fusion: `deep` is DCF; `shallow` concatenates the aligned RGB of the level before to the input;
     `none` joins nothing. context_gradient: whether fine losses reach coarse features through the context.
+    fusion_init: `default` like one linear layer; `identity` passes own features on and starts the rest at zero;
+    `residual` passes them on and starts the rest as `default` does, because LAMB moves a weight in proportion to
+    its norm and hardly leaves zero.
+    head_dim: width of an attention head; latent_head_dim: among latents, null for the same.
     input_scale, input_scale_growth: sigma_in of level 0 and its factor per level (spec §2.2).
     self_conditioning: probability of latent self-conditioning in training; 0 leaves it out.
     """
@@ -41,10 +45,11 @@ class HpdmModel(ModelSection):
     levels_per_block: tuple[Count, ...]
     latent_layers: Count = 4
     head_dim: Count = 64
+    latent_head_dim: Count | None = None
     mlp_ratio: Positive = 4.0
     token_mlp_ratio: Positive = 4.0
     fusion: Literal["deep", "shallow", "none"] = "deep"
-    fusion_init: Literal["default", "identity"] = "default"
+    fusion_init: Literal["default", "identity", "residual"] = "default"
     context_gradient: bool = True
     coordinates: bool = True
     self_conditioning: Fraction = 0.0
@@ -86,9 +91,10 @@ class HpdmModel(ModelSection):
             raise ValueError(f"a patch {list(self.patch)} does not divide into tokens of {list(self.token)}")
         if self.level_weights is not None and len(self.level_weights) != levels:
             raise ValueError(f"level_weights has {len(self.level_weights)} entries for {levels} levels")
-        for width in {self.token_dim, self.latent_dim}:
-            if width % min(self.head_dim, width):
-                raise ValueError(f"a width of {width} does not divide into heads of head_dim {self.head_dim}")
+        heads = [(self.token_dim, self.head_dim), (self.latent_dim, self.head_dim)]
+        for width, head in [*heads, (self.latent_dim, self.latent_head_dim or self.head_dim)]:
+            if width % min(head, width):
+                raise ValueError(f"a width of {width} does not divide into heads of {head} (head_dim)")
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min {self.sigma_min} must be below sigma_max {self.sigma_max}")
         return self

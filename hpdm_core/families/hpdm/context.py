@@ -13,6 +13,7 @@ Shapes: L levels, B batch, N tokens, D width; `...` stands for any leading axes.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,20 +36,20 @@ class Fusion(nn.Module):
         self.own = nn.Linear(d, d)
         self.context = nn.Linear(d, d, bias=False) if config.fusion == "deep" else None
         self.position = nn.Parameter(torch.empty(3, d)) if config.coordinates else None
-        self.reset(identity=config.fusion_init == "identity")
+        self.reset(config.fusion_init)
 
-    def reset(self, *, identity: bool) -> None:
-        """Like one linear layer of all the columns, or the identity on a_l and zero on the rest."""
+    def reset(self, init: Literal["default", "identity", "residual"]) -> None:
+        """Like one linear layer of all the columns; or the identity on a_l, with the rest at zero or as before."""
         d = self.own.in_features
         bound = 1 / math.sqrt(d * (1 if self.context is None else 2) + (0 if self.position is None else 3))
         nn.init.zeros_(self.own.bias)
-        if identity:
-            nn.init.eye_(self.own.weight)
-        else:
+        if init == "default":
             nn.init.uniform_(self.own.weight, -bound, bound)
+        else:
+            nn.init.eye_(self.own.weight)
         others = [self.position] + ([self.context.weight] if self.context is not None else [])
         for weight in (w for w in others if w is not None):
-            nn.init.zeros_(weight) if identity else nn.init.uniform_(weight, -bound, bound)
+            nn.init.zeros_(weight) if init == "identity" else nn.init.uniform_(weight, -bound, bound)
 
     def context_term(self, context: Tensor | None, coordinates: Tensor) -> Tensor | None:
         """The part of the output that does not depend on the tokens' own features, [..., N, D]."""

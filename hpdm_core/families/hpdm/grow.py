@@ -2,8 +2,8 @@
 
 All levels share their weights, so a model of the coarse levels holds nearly all of a larger one: only the
 fusion of blocks that now see more than one level and the new levels' embeddings are new. Level 0 is never
-fused, so it stays bit for bit what the base makes. New fusions start as the identity: at step 0 a new level
-is what the base would make of its patch alone.
+fused, so it stays bit for bit what the base makes. New fusions pass a level's own features on: at step 0 a new
+level is about what the base would make of its patch alone (exactly that, with `fusion_init: identity`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from hpdm_core.families.hpdm.family import HpdmFamily
 
 MAY_DIFFER = {
-    *("video", "levels_per_block", "level_weights", "fusion_init", "context_gradient", "condition.drop"),
+    *("video", "levels_per_block", "level_weights", "fusion_init", "context_gradient"),
+    *("condition.drop", "condition.text.path"),
     *("sigma_log_mean", "sigma_log_std", "sigma_min", "sigma_max"),
 }
 """Keys of the model section that change neither the weights nor what level 0 computes with them."""
@@ -70,7 +71,7 @@ def grow(family: HpdmFamily, tensors: Mapping[str, Tensor], base: HpdmModel) -> 
     state: dict[str, Tensor] = {name: t.detach() for name, t in family.state_dict().items()}
     for block in family.denoiser.blocks:
         if block.fusion is not None:
-            block.fusion.reset(identity=True)  # type: ignore[operator]
+            block.fusion.reset("identity" if model.fusion_init == "default" else model.fusion_init)  # type: ignore[operator]
     new, wrong = Counter(), []
     for name, target in state.items():
         source = tensors.get(name)
@@ -155,7 +156,7 @@ def _block_parts(model: HpdmModel, base: HpdmModel) -> Iterable[Part]:
     for index, (before, now) in enumerate(zip(base.levels_per_block, model.levels_per_block, strict=True)):
         fusion = {
             (False, False): "no fusion: level 0 alone",
-            (False, True): "its fusion is new and starts as the identity",
+            (False, True): "its fusion is new and passes each level on as it is",
             (True, True): "with its fusion",
             (True, False): "its fusion is left out",
         }[before > 1, now > 1]

@@ -36,12 +36,15 @@ class RinBlock(nn.Module):
     def __init__(self, config: HpdmModel) -> None:
         super().__init__()
         d, z, head = config.token_dim, config.latent_dim, config.head_dim
+        latent_head = config.latent_head_dim or head
         self.condition_norm = layer_norm(z)
         self.condition_read = CrossAttention(z, d, head)
         self.read_norm, self.read_source_norm = layer_norm(z), layer_norm(d)
         self.read = CrossAttention(z, d, head)
         self.read_mlp_norm, self.read_mlp = layer_norm(z), feed_forward(z, config.mlp_ratio)
-        self.latent_layers = nn.ModuleList(LatentLayer(z, head, config.mlp_ratio) for _ in range(config.latent_layers))
+        self.latent_layers = nn.ModuleList(
+            LatentLayer(z, latent_head, config.mlp_ratio) for _ in range(config.latent_layers)
+        )
         self.write_norm, self.write_source_norm = layer_norm(d), layer_norm(z)
         self.write = CrossAttention(d, z, head)
         self.write_mlp_norm, self.write_mlp = layer_norm(d), feed_forward(d, config.token_mlp_ratio)
