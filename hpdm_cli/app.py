@@ -23,6 +23,7 @@ COMMANDS = {
         "hpdm_cli.cmd_inspect:inspect",
         "Show what a prepared store holds.",
     ),
+    "cache-text": ("hpdm_cli.cmd_cache_text:cache_text", "Embed the captions of a store with a CLIP text tower."),
     "train": ("hpdm_cli.cmd_train:train", "Train a preset; the same command again continues."),
     "finetune-hires": (
         "hpdm_cli.cmd_finetune:finetune_hires",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ from hpdm_core.errors import ConfigError, NoCheckpoint
 
 if TYPE_CHECKING:
     from hpdm_core.families.generate import Sample
+    from hpdm_core.families.prompts import Prompts
     from hpdm_core.families.weights import LoadedModel
     from hpdm_core.sampling.engine import Progress
     from hpdm_core.sampling.stage import Outline
@@ -29,6 +30,10 @@ def sample(
         Path | None, typer.Option("--ckpt", metavar="RUN|FILE", help="A run directory or weights file.")
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Text to show; repeatable.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt per line, or JSONL with seeds.")
+    ] = None,
+    negative: Annotated[str, typer.Option("--negative", metavar="TEXT", help="What guidance leads away from.")] = "",
     classes: Annotated[
         list[str] | None, typer.Option("--class", metavar="NAME|all", help="Class to show; repeatable, or all.")
     ] = None,
@@ -58,7 +63,8 @@ def sample(
     """Generate videos from a trained model.
 
     Seed k always gives the same video, whatever is made beside it. Files are named by seed; those that
-    exist are kept, so an interrupted command continues where it stopped.
+    exist are kept, so an interrupted command continues where it stopped. Of n prompts or classes, seed k
+    shows number k mod n. A line of a JSONL file may say its seeds: {"prompt": "a red star", "seeds": [0, 1]}.
     """
     chosen_formats = _formats(formats)
     if ckpt is None:
@@ -70,29 +76,30 @@ def sample(
     from hpdm_core.families.weights import load_model
 
     model = load_model(ckpt)
-    if prompt:
-        raise ConfigError("this model is not conditioned on text", hint="use --class, or leave --prompt away")
+    texts = _prompts(model, prompt or [], prompts, negative)
     options = _options(
         {"steps": steps, "solver": solver, "overlap": overlap, "window": window, "guidance": guidance,
          "precision": precision, "level": level}, overrides or []
     )  # fmt: skip
     size = parse_size(res) if res else None
     outline = generate.outline(model, frames=frames, size=size, **options)
-    wanted = _wanted_seeds(model, num, seeds, classes or [])
+    wanted = _wanted_seeds(model, num, seeds, classes or [], texts)
+    _check_negative(negative, generate.sample_options(model, options))
     _print_plan(outline, len(wanted))
     if dry_run:
         return
     settings = {
         "model": model.sha256, "frames": outline.frames, "size": list(outline.size), "classes": classes or [],
         "options": generate.sample_options(model, options).model_dump(mode="json"),
+        **({"prompts": _plain(texts), "negative": negative} if texts or negative else {}),
     }  # fmt: skip
     _claim(out, settings)
     todo = [seed for seed in wanted if not all(_path(out, seed, f).exists() for f in chosen_formats)]
     if len(todo) < len(wanted):
         console.print_note(f"{len(wanted) - len(todo)} of {len(wanted)} videos exist in {out} and are kept")
     made = _with_progress(
-        model, todo, outline, classes=classes or [], frames=frames, size=size, batch=batch,
-        device=device, **options,
+        model, todo, outline, classes=classes or [], prompts=texts, negative=negative, frames=frames, size=size,
+        batch=batch, device=device, **options,
     )  # fmt: skip
     rate = fps / outline.frame_step
     for item in made:
@@ -132,13 +139,43 @@ def _number(text: str, kind: type, key: str) -> Any:
         raise ConfigError(f"cannot read --{key} {text!r}", hint="for example --steps 64,32,16") from error
 
 
-def _wanted_seeds(model: LoadedModel, num: int | None, seeds: str | None, classes: Sequence[str]) -> tuple[int, ...]:
-    """The seeds asked for; `--class all` alone means one of each class."""
+def _prompts(model: LoadedModel, given: list[str], file: Path | None, negative: str) -> Prompts:
+    """The prompts asked for. Raises ConfigError if the model reads none, or if they are given twice."""
+    from hpdm_core.families.prompts import prompts_of, read_prompts
+
+    if given and file is not None:
+        raise ConfigError("give --prompt or --prompts, not both")
+    if not all(text.strip() for text in given):
+        raise ConfigError("a prompt is empty", hint="leave --prompt away for videos without a prompt")
+    texts = given if file is None else read_prompts(file)
+    prompts_of(model, (), texts or ([negative] if negative else ()))
+    return texts
+
+
+def _check_negative(negative: str, options: Any) -> None:
+    """Say that a negative prompt without guidance does nothing."""
+    guidance = getattr(options, "guidance", (1.0,))
+    if negative and all(weight == 1.0 for weight in guidance):
+        raise ConfigError("--negative does nothing without guidance", hint="add for example --guidance 4")
+
+
+def _plain(texts: Prompts) -> Any:
+    return {str(seed): text for seed, text in texts.items()} if isinstance(texts, Mapping) else list(texts)
+
+
+def _wanted_seeds(
+    model: LoadedModel, num: int | None, seeds: str | None, classes: Sequence[str], texts: Prompts
+) -> tuple[int, ...]:
+    """The seeds asked for; `--class all` alone means one of each class, prompts alone one of each prompt."""
     if num is not None and seeds is not None:
         raise ConfigError("give --num or --seeds, not both")
+    if isinstance(texts, Mapping):
+        if num is not None or seeds is not None:
+            raise ConfigError("the prompts file says its seeds", hint="leave --num and --seeds away")
+        return tuple(texts)
     if seeds is not None:
         return parse_seeds(seeds)
-    default = len(model.header.classes) if list(classes) == ["all"] else max(1, len(classes))
+    default = len(model.header.classes) if list(classes) == ["all"] else max(1, len(classes), len(texts))
     return tuple(range(num if num is not None else default))
 
 
@@ -190,7 +227,7 @@ def _save(item: Sample, out: Path, formats: Sequence[str], fps: float, settings:
     from hpdm_core.data import write
 
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    facts = {"seed": item.seed, "class": item.class_name, "settings": digest, **settings}
+    facts = {"seed": item.seed, "class": item.class_name, "prompt": item.prompt, "settings": digest, **settings}
     for form in formats:
         path = _path(out, item.seed, form)
         if form == "mp4":

@@ -21,16 +21,16 @@ from hpdm_core.errors import ConfigError
 
 
 class JointEncoder(nn.Module):
-    """A text transformer over the pieces of `text`. Padding is masked: it changes no state of a real token."""
+    """A text transformer over the words of `text`. Padding is masked: it changes no state of a real token."""
 
     def __init__(self, text: JointText) -> None:
         super().__init__()
-        if text.vocabulary == "store" and text.pieces is None:
+        if text.vocabulary == "store" and text.words is None:
             raise ConfigError(
-                "model.condition.text.pieces is not set",
+                "model.condition.text.words is not set",
                 hint="train on a store with captions, which fills it in, or set vocabulary to full",
             )
-        self.vocabulary, self.context_length = Vocabulary(text.pieces), text.context_length
+        self.vocabulary, self.context_length = Vocabulary(text.words), text.context_length
         self.width, self.pooled_width = text.width, None
         self.tower = import_open_clip().transformer.TextTransformer(
             context_length=text.context_length,

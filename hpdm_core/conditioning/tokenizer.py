@@ -1,7 +1,7 @@
-"""Prompts as numbers: CLIP's byte-pair pieces, all of them or those that a training store uses.
+"""Prompts as numbers: CLIP's byte-pair pieces, all of them or those of a training store's words.
 
-The pieces and their merges come with open_clip. A word that has a piece which the vocabulary lacks is left out of
-the prompt, and said; a prompt that is too long is cut, and said.
+The pieces and their merges come with open_clip. A word that the model was never told is left out of the prompt, and
+said; a prompt that is too long is cut, and said.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ class Prompt:
 class Vocabulary:
     """Pieces as numbers from 1 on; 0 pads, and after the pieces come the start and the end of a prompt.
 
-    pieces: those known; None means all of CLIP's. The end has the greatest number, by which CLIP's pooling finds it.
+    known: the words that a model was told, of whose pieces the vocabulary consists; None means all of CLIP's. The
+    end has the greatest number, by which CLIP's pooling finds it.
     """
 
-    def __init__(self, pieces: Sequence[str] | None) -> None:
-        self._given = None if pieces is None else tuple(pieces)
-        self.num_pieces = FULL_PIECES if pieces is None else len(pieces)
+    def __init__(self, known: Sequence[str] | None) -> None:
+        self.words = None if known is None else frozenset(known)
+        self._pieces = None if known is None else sorted({p for word in known for _, ps in _words(word) for p in ps})
+        self.num_pieces = FULL_PIECES if self._pieces is None else len(self._pieces)
         self.start, self.end = self.num_pieces + 1, self.num_pieces + 2
 
     @property
@@ -50,21 +52,17 @@ class Vocabulary:
     @cached_property
     def numbers(self) -> dict[str, int]:
         """Piece to number."""
-        return {piece: i for i, piece in enumerate(self._given or _all_pieces(), start=1)}
-
-    @property
-    def words(self) -> list[str]:
-        """Whole words among the pieces, for messages."""
-        return sorted(piece.removesuffix(WORD_END) for piece in self.numbers if piece.endswith(WORD_END))
+        pieces = list(_tokenizer().encoder)[:FULL_PIECES] if self._pieces is None else self._pieces
+        return {piece: i for i, piece in enumerate(pieces, start=1)}
 
     def encode(self, text: str, context_length: int) -> Prompt:
-        """`text` with its marks, at most `context_length` numbers."""
+        """`text` with its marks, at most `context_length` numbers. Unknown punctuation is left out without a word."""
         numbers: list[int] = []
         unknown: list[str] = []
         cut: list[str] = []
         for word, pieces in _words(text):
-            if not all(piece in self.numbers for piece in pieces):
-                unknown.append(word)
+            if self.words is not None and word not in self.words:
+                unknown += [word] if any(map(str.isalnum, word)) else []
             elif cut or len(numbers) + len(pieces) > context_length - 2:
                 cut.append(word)
             else:
@@ -80,10 +78,10 @@ class Vocabulary:
         return rows
 
 
-def pieces_of(texts: Iterable[str]) -> tuple[str, ...]:
-    """The pieces that `texts` use, sorted."""
-    words = sorted({word for text in texts for word in text.split()})
-    return tuple(sorted({piece for word in words for _, pieces in _words(word) for piece in pieces}))
+def words_of(texts: Iterable[str]) -> tuple[str, ...]:
+    """The words of `texts` as the tokenizer splits them, sorted."""
+    chunks = sorted({chunk for text in texts for chunk in text.split()})
+    return tuple(sorted({word for chunk in chunks for word, _ in _words(chunk)}))
 
 
 def tower_numbers(arch: str, texts: Sequence[str]) -> Tensor:
@@ -105,10 +103,6 @@ def _words(text: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
             words.append((tokenizer.decode(numbers).strip(), tuple(pieces)))
             pieces, numbers = [], []
     return tuple(words)
-
-
-def _all_pieces() -> list[str]:
-    return list(_tokenizer().encoder)[:FULL_PIECES]
 
 
 @cache

@@ -42,8 +42,8 @@ class JointText(Section):
     """A small CLIP text transformer, trained with the denoiser and stored with it: the model file is whole.
 
     context_length: tokens of a prompt, its start and end marks included; what is longer is cut.
-    vocabulary: `store` keeps the pieces of CLIP's byte-pair vocabulary that the captions of the training store
-    use; `full` keeps all 49,406, which at width 128 are 12 MB in bf16. pieces: those kept; null takes the store's.
+    vocabulary: `store` keeps those pieces of CLIP's byte-pair vocabulary that the words of the training store's
+    captions are made of; `full` keeps all 49,406, which at width 128 are 12 MB in bf16. words: null takes the store's.
     """
 
     mode: Literal["joint"]
@@ -52,14 +52,14 @@ class JointText(Section):
     heads: Count = 4
     context_length: Annotated[int, Field(ge=3)] = 32
     vocabulary: Literal["store", "full"] = "store"
-    pieces: tuple[str, ...] | None = None
+    words: tuple[str, ...] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> JointText:
         if self.width % self.heads:
             raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
-        if self.vocabulary == "full" and self.pieces is not None:
-            raise ValueError("pieces are for `vocabulary: store`; `full` has them all")
+        if self.vocabulary == "full" and self.words is not None:
+            raise ValueError("words are for `vocabulary: store`; `full` has them all")
         return self
 
 

@@ -9,6 +9,7 @@ Video k is a function of the model, its options and seed k alone: not of the bat
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from hpdm_core.conditioning.labels import NULL
 from hpdm_core.config.load import parse_config, plain_config
 from hpdm_core.config.schema import ConditionSection, SampleSection
 from hpdm_core.errors import ConfigError
+from hpdm_core.families.prompts import Prompts, prompt_notes, prompts_of, text_tokens
 from hpdm_core.families.registry import family_sections
 from hpdm_core.families.weights import LoadedModel
 from hpdm_core.nn.devices import compile_units, pick_device
@@ -28,6 +30,8 @@ from hpdm_core.rng import numpy_stream
 from hpdm_core.sampling.engine import Progress, run_plan
 from hpdm_core.sampling.stage import Outline, Request
 from hpdm_core.video import to_uint8
+
+logger = logging.getLogger(__name__)
 
 ALL_CLASSES = "all"
 
@@ -40,6 +44,7 @@ class Sample:
     video: np.ndarray
     label: int | None = None
     class_name: str = ""
+    prompt: str = ""
 
 
 def sample(
@@ -56,6 +61,8 @@ def iterate_samples(
     seeds: Sequence[int],
     *,
     classes: Sequence[str] = (),
+    prompts: Prompts = (),
+    negative: str = "",
     frames: int | None = None,
     size: tuple[int, int] | None = None,
     batch: int = 1,
@@ -66,19 +73,31 @@ def iterate_samples(
     """Make the video of each seed in turn, `batch` at a time.
 
     classes: names (or "all"); seed k takes classes[k mod len]. Empty: a class drawn from seed k.
+    prompts: texts, of which seed k takes prompts[k mod len], or the text by seed. Empty: no condition.
+    negative: a text that guidance leads away from; it needs a guidance other than 1.
     frames, size: what to make; None is the model's largest. options: keys of the config's `sample` section.
     Raises ConfigError for what the model cannot make, EnvironmentProblem for an absent device.
     """
     device = pick_device(device)
     section = sample_options(model, options)
-    labels = labels_of(model, seeds, classes)
+    labels, texts = labels_of(model, seeds, classes), prompts_of(model, seeds, prompts)
+    if negative and texts is None:
+        prompts_of(model, seeds, [negative])
+    for note in prompt_notes(model, [*(texts or ()), negative]):
+        logger.warning("%s", note)
     model.family.to(device)
     if section.compile:
         compile_units(model.family.compile_units())
     for start in range(0, len(seeds), batch):
         rows = slice(start, start + batch)
         request = Request(
-            tuple(seeds[rows]), None if labels is None else tuple(labels[rows]), frames=frames, size=size, device=device
+            tuple(seeds[rows]),
+            None if labels is None else tuple(labels[rows]),
+            None if texts is None else tuple(texts[rows]),
+            frames=frames,
+            size=size,
+            device=device,
+            negatives=(negative,) * len(seeds[rows]) if negative else None,
         )
         report = None if on_progress is None else _bound(on_progress, request.seeds)
         with matmul_precision(section.precision), autocast(device, section.precision):
@@ -86,13 +105,15 @@ def iterate_samples(
         pixels = to_uint8(video).cpu().numpy()
         for row, seed in enumerate(request.seeds):
             label = None if request.labels is None else request.labels[row]
-            yield Sample(seed, pixels[row], label, class_name(model, label))
+            prompt = "" if request.prompts is None else request.prompts[row]
+            yield Sample(seed, pixels[row], label, class_name(model, label), prompt)
 
 
 def outline(model: LoadedModel, *, frames: int | None, size: tuple[int, int] | None, **options: Any) -> Outline:
     """What one video will take: stages, steps, tiles, network calls."""
     conditional = labels_of(model, (0,), ()) is not None
-    request = Request((0,), (0,) if conditional else None, frames=frames, size=size)
+    prompts = None if text_tokens(model) is None else ("any",)
+    request = Request((0,), (0,) if conditional else None, prompts, frames=frames, size=size)
     return model.family.outline(request, sample_options(model, options))
 
 

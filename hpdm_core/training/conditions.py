@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from hpdm_core.conditioning.tokenizer import pieces_of
+from hpdm_core.conditioning.tokenizer import words_of
 from hpdm_core.config.schema import ConditionSection, FrozenText, JointText, RunConfig
 from hpdm_core.data.embeddings import EncoderIdentity
 from hpdm_core.errors import StoreMismatch
@@ -46,14 +46,14 @@ def with_classes(config: RunConfig, classes: Sequence[str]) -> RunConfig:
 
 
 def with_vocabulary(config: RunConfig, captions: Iterable[str]) -> RunConfig:
-    """`config` with the pieces of the captions, where its text transformer takes them from the store.
+    """`config` with the words of the captions, where its text transformer takes them from the store.
 
     Raises StoreMismatch for a store without captions.
     """
     text = text_condition(config)
-    if not isinstance(text, JointText) or text.vocabulary == "full" or text.pieces is not None:
+    if not isinstance(text, JointText) or text.vocabulary == "full" or text.words is not None:
         return config
-    return _changed(config, text=text.model_copy(update={"pieces": pieces_of(captions)}))
+    return _changed(config, text=text.model_copy(update={"words": words_of(captions)}))
 
 
 def with_encoder(config: RunConfig, encoder: EncoderIdentity) -> RunConfig:

@@ -11,27 +11,24 @@ from hpdm_core.config.schema import RunConfig
 from hpdm_core.families.base import Family
 from hpdm_core.families.registry import build_family, family_sections, load_run_config
 from hpdm_core.sampling.stage import Request
+from hpdm_core.training.conditions import with_placeholders
 
-CLASSES_IF_FROM_STORE = 10
 
-
-def classes_from_store(config: RunConfig) -> bool:
-    """Whether the model's size depends on the class count of the training store."""
+def needs_store(config: RunConfig) -> bool:
+    """Whether the model's size depends on the classes or words of the training store."""
     condition = getattr(config.model, "condition", None)
-    return condition is not None and condition.kind == "class" and condition.num_classes is None
-
-
-def with_classes(config: RunConfig) -> RunConfig:
-    """`config` with a class count where it would take that of the training store."""
-    if not classes_from_store(config):
-        return config
-    condition = config.model.condition.model_copy(update={"num_classes": CLASSES_IF_FROM_STORE})
-    return config.model_copy(update={"model": config.model.model_copy(update={"condition": condition})})
+    if condition is None or condition.kind == "none":
+        return False
+    open_values = [condition.num_classes] if condition.kind == "class" else []
+    if condition.kind == "text":
+        text = condition.text
+        open_values = [text.words or text.vocabulary == "full"] if text.mode == "joint" else [text.width]
+    return not all(open_values)
 
 
 def on_meta(config: RunConfig) -> Family:
     with torch.device("meta"):
-        return build_family(with_classes(config))
+        return build_family(with_placeholders(config))
 
 
 @pytest.fixture(params=list_presets())
@@ -46,7 +43,7 @@ def test_builds_on_meta_with_the_stated_parameters(preset: str) -> None:
     parameters = sum(p.numel() for p in family.parameters())
     assert all(p.is_meta for p in family.parameters())
     assert parameters > 0
-    assert config.parameters == (None if classes_from_store(config) else parameters)
+    assert config.parameters == (None if needs_store(config) else parameters)
 
 
 def test_says_what_it_is(preset: str) -> None:
@@ -65,6 +62,7 @@ def test_can_plan_training_and_sampling(preset: str) -> None:
     assert [family.view(phase.name).frames for phase in family.phases()]
     condition = getattr(config.model, "condition", None)
     labels = (0,) if condition is not None and condition.kind == "class" else None
-    outline = family.outline(Request(seeds=(0,), labels=labels), config.sample)
+    prompts = ("a red star",) if condition is not None and condition.kind == "text" else None
+    outline = family.outline(Request(seeds=(0,), labels=labels, prompts=prompts), config.sample)
     assert outline.frames >= 1
     assert all(stage.calls >= 1 for stage in outline.stages)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hpdm_core.conditioning.conditions import Condition, check_wanted, wanted_condition
-from hpdm_core.diffusion.guidance import guide
+from hpdm_core.diffusion.guidance import dynamic_threshold, guide
 from hpdm_core.errors import ConfigError
 from hpdm_core.families.hpdm.config import HpdmSample
 from hpdm_core.families.hpdm.context import shallow_context
@@ -99,13 +99,18 @@ class Cascade:
 
     def _denoiser(self, level: int, branches: list[Branch]) -> Callable[[State, float], State]:
         scale = self.family.levels[level].scale
-        weight = self._entry(self.options.guidance, level)
+        options, weight = self.options, self._entry(self.options.guidance, level)
+        sigmas = self.family.schedule.grid(self._entry(options.steps, level))
 
         def denoise(state: State, sigma: float) -> State:
             clean = branches[0].denoise(state[VIDEO], sigma)
             if self._guided(level):
-                clean = guide(clean, branches[1].denoise(state[VIDEO], sigma), weight)
-            return {VIDEO: (clean.clamp(-1, 1) if self.options.clip else clean) / scale}
+                odd = int((sigmas > sigma).sum()) % 2 == 1
+                low = weight if options.guidance_low is None else options.guidance_low
+                clean = guide(clean, branches[1].denoise(state[VIDEO], sigma), low if odd else weight)
+            if options.dynamic_threshold is not None:
+                clean = dynamic_threshold(clean, options.dynamic_threshold)
+            return {VIDEO: (clean.clamp(-1, 1) if options.clip else clean) / scale}
 
         return denoise
 

@@ -105,7 +105,10 @@ class HpdmSample(SampleSection):
 
     steps: the paper's 128 at level 0, halved per level. solver: Heun with churn at level 0, Euler later.
     overlap: `spatial` is what the paper reports metrics with, `full` what it shows.
-    guidance: 1 is the plain conditional model. context_sigma: noise level of coarse levels as context.
+    guidance: 1 is the plain conditional model. guidance_low: at every second noise level of a stage guide by this
+    weight instead (oscillating guidance, Imagen Video). dynamic_threshold: clip clean estimates at this quantile of
+    their size and divide them by it, where it is beyond 1 (Imagen).
+    context_sigma: noise level of coarse levels as context.
     cache: keep coarse features per tile; off recomputes the exact nested chain for every tile and step.
     chunk: tiles per network call (padded, so that results do not depend on how many videos are made at
     once); null takes one video's tiles, at most 64. clip: keep clean estimates within [-1, 1].
@@ -119,6 +122,8 @@ class HpdmSample(SampleSection):
     overlap: Overlap = "spatial"
     window: Literal["uniform", "smooth"] = "uniform"
     guidance: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0,)
+    guidance_low: float | None = None
+    dynamic_threshold: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     context_sigma: Positive = 0.002
     cache: bool = True
     chunk: Count | None = None
