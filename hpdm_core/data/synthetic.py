@@ -48,7 +48,7 @@ BACKGROUND_COLOURS = {
 TEXTURES = ("plain", "striped", "checkered", "dotted")
 BACKGROUNDS = ("gradient", "cloudy", "tiled", "wavy")
 DIRECTIONS = {"right": 0.0, "down": 0.5 * np.pi, "left": np.pi, "up": 1.5 * np.pi}
-SIZES = {"small": (0.11, 0.14), "medium": (0.15, 0.19), "large": (0.21, 0.26)}
+SIZES = {"small": (0.11, 0.14), "medium": (0.15, 0.19), "large": (0.21, 0.26), "huge": (0.27, 0.32)}
 CAMERAS = ("still", "still", "left", "right")
 
 
@@ -60,11 +60,15 @@ class _Palette:
     textures: tuple[str, ...]
     backgrounds: tuple[str, ...]
     cameras: tuple[str, ...]
+    colours: tuple[str, ...] = tuple(COLOURS)
+    background_colours: tuple[str, ...] = tuple(BACKGROUND_COLOURS)
 
 
 _STYLES: dict[Style, _Palette] = {
-    "rich": _Palette(tuple(SIZES), TEXTURES, BACKGROUNDS, CAMERAS),
-    "plain": _Palette(("medium", "large"), ("plain",), ("gradient",), ("still",)),
+    "rich": _Palette(("small", "medium", "large"), TEXTURES, BACKGROUNDS, CAMERAS),
+    "plain": _Palette(
+        ("huge",), ("plain",), ("gradient",), ("still",), ("red", "yellow", "green", "white"), ("navy", "brown")
+    ),
 }
 
 
@@ -106,7 +110,7 @@ def render_clip(
     """Render clip `index` of the stream `seed`: uint8 `[T, H, W, 3]` and what it shows.
 
     The same arguments give the same bytes. Clip `index` has class `index % len(CLASSES)`. `plain` shows untextured,
-    larger shapes before a still gradient: what a small model can learn in two minutes.
+    huge shapes in four colours before a dark, still gradient: what a small model can learn in two minutes.
     """
     rng = numpy_stream(seed, "synthetic", index)
     label = index % len(CLASSES)
@@ -125,7 +129,7 @@ def render_clip(
 
 def _draw_object(rng: np.random.Generator, shape: str, style: _Palette) -> tuple[_Object, str]:
     size_word = str(rng.choice(style.sizes))
-    colour = str(rng.choice(list(COLOURS)))
+    colour = str(rng.choice(style.colours))
     texture = str(rng.choice(style.textures))
     radius = float(rng.uniform(*SIZES[size_word]))
     thing = _Object(
@@ -143,7 +147,7 @@ def _draw_object(rng: np.random.Generator, shape: str, style: _Palette) -> tuple
 
 def _draw_background(rng: np.random.Generator, style: _Palette) -> tuple[_Background, str]:
     kind = str(rng.choice(style.backgrounds))
-    colour = str(rng.choice(list(BACKGROUND_COLOURS)))
+    colour = str(rng.choice(style.background_colours))
     camera = str(rng.choice(style.cameras))
     speed = float(rng.uniform(0.004, 0.012))
     background = _Background(
