@@ -12,11 +12,13 @@ import signal
 import sys
 import uuid
 from collections.abc import Sequence
+from inspect import signature
 
 from hpdm_cli import console
 from hpdm_core.errors import ConfigError, EnvironmentProblem, StoppedOnRequest
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+SAVE_SECONDS = 600
 
 
 def launch(args: Sequence[str], num_processes: int, device: str | None) -> int:
@@ -32,6 +34,8 @@ def launch(args: Sequence[str], num_processes: int, device: str | None) -> int:
     _silence_agent()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(SIGNALS)
+    # Ranks that were asked to stop are saving a checkpoint: versions that can wait longer than 30 s shall.
+    patience = {"shutdown_timeout": SAVE_SECONDS} if "shutdown_timeout" in signature(LaunchConfig).parameters else {}
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -40,6 +44,7 @@ def launch(args: Sequence[str], num_processes: int, device: str | None) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
+        **patience,
     )
     try:
         elastic_launch(config, sys.executable)("-m", "hpdm_cli", *args)

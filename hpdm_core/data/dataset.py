@@ -9,6 +9,8 @@ Shapes: B rows, C = 3 channels, T frames, H W pixels.
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -66,9 +68,21 @@ def make_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         prefetch_factor=4 if data.workers else None,
+        worker_init_fn=_leave_signals_to_parent,
         generator=torch.Generator(),  # else DataLoader draws from the global one
     )
     return (Batch(**fields) for fields in loader)
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Move a worker out of reach of the signals that end a run cleanly.
+
+    They often go to the whole process group (`timeout`, torchrun, Ctrl-C), and a worker that dies of one takes
+    the run with it before its last checkpoint. The parent still ends its workers one by one, by SIGTERM.
+    """
+    if hasattr(os, "setpgrp"):  # Windows has neither groups nor SIGUSR1
+        os.setpgrp()
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:

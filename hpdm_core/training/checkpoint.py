@@ -106,8 +106,13 @@ def save_checkpoint(
 
 
 def newest_valid(run: Path) -> Checkpoint | None:
-    """The newest checkpoint of `run` whose manifest holds; each damaged one is skipped with a warning."""
+    """The newest checkpoint of `run` whose manifest holds; each damaged one is skipped with a warning.
+
+    None where there is no checkpoint at all. Raises IncompatibleCheckpoint where there are some and all are damaged:
+    starting anew over them would lose what can still be saved.
+    """
     root = run / CHECKPOINTS
+    damages = []
     for folder in sorted(root.glob("step_*"), reverse=True):
         if folder.suffix == ".tmp":
             continue
@@ -115,6 +120,12 @@ def newest_valid(run: Path) -> Checkpoint | None:
         if not damage:
             return Checkpoint(folder, record)
         logger.warning("skipping the damaged checkpoint %s: %s", folder, damage)
+        damages.append(f"{folder.name}: {damage}")
+    if damages:
+        raise IncompatibleCheckpoint(
+            f"no checkpoint in {root} can be read ({'; '.join(damages)})",
+            hint="start anew with another --out, or remove that folder",
+        )
     return None
 
 

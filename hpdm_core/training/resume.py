@@ -124,7 +124,8 @@ def check_resumable(checkpoint: Checkpoint, config: RunConfig, source: Source, w
     Raises IncompatibleCheckpoint listing the keys that may not change.
     """
     old, new = flat(checkpoint.record["config"]), flat(plain_config(config))
-    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    # A key that the checkpoint's version did not know yet has no old value to differ from.
+    changed = sorted(key for key in old if old[key] != new.get(key))
     frozen = [key for key in changed if _below(key, FROZEN) and not _below(key, FREE)]
     if frozen:
         listed = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in frozen)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -137,3 +139,21 @@ def test_mistakes_have_their_exit_codes(inside, args, code, words):
     assert done.exit_code == code, done.stderr
     assert words in done.stderr
     assert isinstance(done.exception, SystemExit)
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+def test_a_signal_to_the_whole_group_still_ends_in_a_checkpoint(place):
+    """What `timeout`, a terminal's Ctrl-C and torchrun do: the loader's workers are in the group too."""
+    sets = ("data.workers=2", "train.max_steps=5000", "train.checkpoint_every_steps=5000")
+    words = [part for key in sets for part in ("--set", key)]
+    command = [sys.executable, "-m", "hpdm_cli", "train", "--preset", "hpdm-smoke", "--out", "group", *words]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(command, cwd=place, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    log = place / "group" / "log.jsonl"
+    until = time.monotonic() + 100
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, errors
+    assert list((place / "group" / "checkpoints").glob("step_*")), errors
