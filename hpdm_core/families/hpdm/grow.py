@@ -140,9 +140,8 @@ def _level_parts(model: HpdmModel, base: HpdmModel) -> Iterable[Part]:
     """One part per level of the grown model."""
     last = len(model.levels_per_block)
     for level, first in enumerate(model.first_blocks):
-        note = f"{_by(model.pyramid.extent(level))}, blocks {first + 1} to {last}" + (
-            f", skips {first}" if first else ""
-        )
+        blocks = f"blocks {first + 1} to {last}" if first + 1 < last else f"block {last}"
+        note = f"{_by(model.pyramid.extent(level))}, {blocks}" + (f", skips {first}" if first else "")
         status = "new"
         if level < base.pyramid.num_levels:
             before = base.first_blocks[level]
