@@ -53,7 +53,7 @@ def sample(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the sample section.")
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Videos made at once; changes no pixel.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Videos held at once; more speed only with --set chunk=N.")] = 1,
     formats: Annotated[str, typer.Option("--format", help="Comma list of mp4, gif, png, npz.")] = "mp4,npz",
     fps: Annotated[float, typer.Option("--fps", min=1.0, help="Frame rate of the training clips.")] = 25.0,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the videos go.")] = Path("samples"),
@@ -77,6 +77,8 @@ def sample(
 
     model = load_model(ckpt)
     texts = _prompts(model, prompt or [], prompts, negative)
+    if generate.text_tokens(model) is not None and not texts:
+        console.print_note("no --prompt: the videos follow no text")
     options = _options(
         {"steps": steps, "solver": solver, "overlap": overlap, "window": window, "guidance": guidance,
          "precision": precision, "level": level}, overrides or []
@@ -85,6 +87,7 @@ def sample(
     outline = generate.outline(model, frames=frames, size=size, **options)
     wanted = _wanted_seeds(model, num, seeds, classes or [], texts)
     _check_negative(negative, generate.sample_options(model, options))
+    generate.labels_of(model, wanted, classes or [])
     _print_plan(outline, len(wanted))
     if dry_run:
         return
@@ -192,14 +195,17 @@ def _print_plan(outline: Outline, videos: int) -> None:
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Mark `out` as holding samples of exactly these settings; refuse to mix two kinds in one place."""
+    text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
     manifest = out / MANIFEST
-    if manifest.exists() and json.loads(manifest.read_text()) != settings:
+    if manifest.exists() and manifest.read_text() != text:
         raise ConfigError(
             f"{out} holds samples made with other settings or another model",
             hint="choose another --out, or remove that directory",
         )
+    from hpdm_core.data.shard import write_text
+
     out.mkdir(parents=True, exist_ok=True)
-    manifest.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n")
+    write_text(manifest, text)
 
 
 def _path(out: Path, seed: int, form: str) -> Path:
@@ -230,10 +236,12 @@ def _save(item: Sample, out: Path, formats: Sequence[str], fps: float, settings:
     facts = {"seed": item.seed, "class": item.class_name, "prompt": item.prompt, "settings": digest, **settings}
     for form in formats:
         path = _path(out, item.seed, form)
+        if path.exists():
+            continue
         if form == "mp4":
             write.write_mp4(path, item.video, fps, facts)
         elif form == "gif":
-            write.write_gif(path, item.video, fps)
+            write.write_gif(path, item.video, fps, facts)
         elif form == "png":
             write.write_png_frames(path, item.video, facts)
         else:

@@ -81,7 +81,7 @@ def iterate_samples(
     device = pick_device(device)
     section = sample_options(model, options)
     labels, texts = labels_of(model, seeds, classes), prompts_of(model, seeds, prompts)
-    if negative and texts is None:
+    if negative:
         prompts_of(model, seeds, [negative])
     for note in prompt_notes(model, [*(texts or ()), negative]):
         logger.warning("%s", note)

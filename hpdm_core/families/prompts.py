@@ -49,20 +49,20 @@ def read_prompts(path: Path) -> Prompts:
 
 
 def prompts_of(model: LoadedModel, seeds: Sequence[int], prompts: Prompts) -> list[str] | None:
-    """The prompt of each seed; None for a model that reads no text, and "" (no condition) where none is given.
+    """The prompt of each seed; None without prompts.
 
     Raises ConfigError for prompts that the model does not read, with what it is told instead.
     """
-    if text_tokens(model) is None:
-        if prompts:
-            raise ConfigError("this model is not conditioned on text", hint=_told_instead(model))
+    if not prompts:
         return None
+    if text_tokens(model) is None:
+        raise ConfigError("this model is not conditioned on text", hint=_told_instead(model))
     if isinstance(prompts, Mapping):
         missing = [seed for seed in seeds if seed not in prompts]
         if missing:
             raise ConfigError(f"seed {missing[0]} has no prompt", hint="sample the seeds that the prompts name")
         return [prompts[seed] for seed in seeds]
-    return [prompts[seed % len(prompts)] for seed in seeds] if prompts else [""] * len(seeds)
+    return [prompts[seed % len(prompts)] for seed in seeds]
 
 
 def prompt_notes(model: LoadedModel, texts: Sequence[str]) -> list[str]:

@@ -132,8 +132,8 @@ class Cascade:
         return branches
 
     def _guided(self, level: int) -> bool:
-        conditional = self.request.labels is not None or self.request.prompts is not None
-        return conditional and self._entry(self.options.guidance, level) != 1.0
+        told = (self.request.labels, self.request.prompts, self.request.negatives)
+        return any(given is not None for given in told) and self._entry(self.options.guidance, level) != 1.0
 
     def _stop_level(self) -> int:
         if self.options.level is None:

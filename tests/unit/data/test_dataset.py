@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -185,3 +185,27 @@ def test_labels_can_be_required(raw_store: VideoStore) -> None:
     assert plan_clips(half, VIEW).dropped == {}
     labels = torch.cat([b.labels for b in take(half, 5)])
     assert (labels == -1).sum() == 20
+
+
+def test_images_are_still_videos_only_if_asked(raw_store: VideoStore) -> None:
+    """Clips 0 to 3 are cut down to one frame each."""
+    clips = tuple(replace(clip, num_frames=1) if clip.index < 4 else clip for clip in raw_store.clips)
+    store = VideoStore(raw_store.path, raw_store.about, clips)
+    assert plan_clips(store, VIEW).dropped == {"shorter than 5 frames": 4}
+    with_images = data(images="repeat", frame_stride=2)
+    batches = take(store, 5, with_images)
+    shown = {i: batch for batch in batches for i in batch.positions}
+    order, stills = StreamOrder(range(20), 5), 0
+    for position, batch in shown.items():
+        clip, row = order.clip_at(position), batch.positions.index(position)
+        fine, coarse = batch.videos["fine"][row], batch.videos["coarse"][row]
+        assert fine.shape == (5, 16, 16, 3)
+        assert coarse.shape == (3, 16, 24, 3)
+        if clip < 4:
+            stills += 1
+            first = raw_store.read_frames(clip, (16, 24), num_frames=1)[0]
+            assert all(np.array_equal(frame.numpy(), first) for frame in coarse)
+            assert all(torch.equal(frame, fine[0]) for frame in fine)
+        else:
+            assert not torch.equal(coarse[0], coarse[-1])
+    assert stills >= 4

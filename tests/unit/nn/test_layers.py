@@ -44,3 +44,15 @@ def test_sinusoids_have_unit_variance_and_tell_values_apart():
     assert (found[0] - found[1]).abs().max() > 0.1
     assert torch.equal(sinusoids(torch.zeros(1), 8)[0, :4], torch.zeros(4))
     assert ScalarEmbedding(12)(values[:3]).shape == (3, 12)
+
+
+def test_masked_keys_are_not_read():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, 8, generator=generator) for n in (3, 5, 5))
+    mask = torch.tensor([[True, True, False, False, False], [True] * 5])
+    out = attend(q, k, v, 4, mask)
+    torch.testing.assert_close(out[0], attend(q[:1], k[:1, :2], v[:1, :2], 4)[0])
+    torch.testing.assert_close(out[1], attend(q[1:], k[1:], v[1:], 4)[0])
+    changed = v.clone()
+    changed[0, 2:] = 1e6
+    assert torch.equal(out, attend(q, k, changed, 4, mask))
