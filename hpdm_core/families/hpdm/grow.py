@@ -8,6 +8,7 @@ level is about what the base would make of its patch alone (exactly that, with `
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,7 @@ def _check_settings(model: HpdmModel, base: HpdmModel) -> None:
     if base.pyramid.num_levels == 1 and "shallow" not in (model.fusion, base.fusion):
         free = free | {"fusion"}
     changed = [key for key in sorted(old.keys() | new.keys()) if key not in free and old.get(key) != new.get(key)]
-    listed = [f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in changed]
+    listed = [f"{key}: {reprlib.repr(old.get(key))} there, {reprlib.repr(new.get(key))} here" for key in changed]
     if len(base.levels_per_block) != len(model.levels_per_block):
         listed.append(f"blocks: {len(base.levels_per_block)} there, {len(model.levels_per_block)} here")
     if listed:

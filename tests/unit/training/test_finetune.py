@@ -22,6 +22,7 @@ from tests.support.tiny_hpdm import random_batch, random_inputs, sample, tiny_fa
 from tests.support.toy import read_log, state_hash, toy_config
 
 WEIGHTS = "checkpoints/step_00000004/weights.safetensors"
+TEXT = "{kind: text, text: {mode: joint, width: 16, layers: 1, heads: 2, context_length: 16}}"
 STILL = ("train.optimizer.lr=1e-30", "train.optimizer.weight_decay=0", "train.max_steps=1")
 
 
@@ -309,3 +310,19 @@ def test_a_table_of_another_shape_is_refused():
     base["labels.table.weight"] = base["labels.table.weight"][:2]
     with pytest.raises(IncompatibleCheckpoint, match=r"labels\.table\.weight"):
         tiny_family().grow_from(base, model)
+
+
+def test_a_model_that_reads_text_keeps_the_bases_words(place, tmp_path):
+    """The vocabulary comes with the base, not from the captions of the store that it is fine-tuned on."""
+    for name, model in (("text1", ONE), ("text2", TWO)):
+        preset_file(tmp_path, name, {**model, "condition": TEXT})
+    train(load_run_config(tmp_path / "text1.yaml"), place / "store", tmp_path / "base", device="cpu")
+    origin = open_origin(tmp_path / "base")
+    config = finetune_config(origin, tmp_path / "text2.yaml", ["train.max_steps=1"])
+    known = origin.config.model.condition.text.words
+    assert len(known) > 10
+    assert config.model.condition.text.words == known
+    growth = plan_finetuning(origin, config, place / "store").growth
+    assert not [name for name in growth.new if "text" in name]
+    result = finetune(origin, config, place / "store", tmp_path / "run", device="cpu")
+    assert load_model(result.weights).config.model.condition.text.words == known
