@@ -15,18 +15,32 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpdm_core.errors import ConfigError, DataError
+from hpdm_core.errors import ConfigError
 from hpdm_core.metrics.c3d import build_c3d
 from hpdm_core.metrics.detectors import Detector, build_detector
-from hpdm_core.metrics.features import FeatureSet, Job, Selection, View, extract, fake_clips, real_clips
-from hpdm_core.metrics.protocol import Protocol, protocol_hash
+from hpdm_core.metrics.features import (
+    FeatureSet,
+    Job,
+    Selection,
+    View,
+    check_count,
+    check_real,
+    extract,
+    fake_clips,
+    real_clips,
+)
+from hpdm_core.metrics.observer import Observer
+from hpdm_core.metrics.protocol import Protocol, hash_record, protocol_hash
 from hpdm_core.metrics.real_cache import (
     RealFeatures,
     cache_path,
     is_features_file,
+    keep_real,
     load_cached,
     load_real,
     require_record,
+    require_views,
+    require_writable,
     save_real,
 )
 from hpdm_core.metrics.scores import METRICS, Tables, parse_metrics
@@ -35,7 +49,6 @@ from hpdm_core.version import __version__
 
 FORMAT = 1
 SMALL_N = 2048
-Observer = Callable[[int, np.ndarray], dict[str, float]]
 Progress = Callable[[str, int], None]
 log = logging.getLogger(__name__)
 
@@ -74,18 +87,22 @@ def evaluate(job: Evaluation) -> dict[str, Any]:
     detector, c3d = _networks(job, metrics)
     views: tuple[View, ...] = tuple(v for v in ("video", "static", "shuffled") if _needs(metrics, v, job.protocol))
     _check_inputs(job, metrics, detector, c3d)
+    check_count(job.fake, job.protocol)
+    compared = detector is not None and any(METRICS[name].real for name in metrics)
+    given = _open_real(job, detector, views) if compared else None
     jobs = {view: Job(detector, view) for view in views if detector is not None}
     if c3d is not None:
         jobs["c3d"] = Job(c3d)
     seen = Selection()
     observed: dict[str, list[dict[str, float]]] = {name: [] for name in job.observers}
     clips = _observe(fake_clips(job.fake, job.protocol, seen, job.workers), job.observers, observed)
-    fake = extract(clips, jobs, **_settings(job, "generated clips"))
+    # Neither a source that samples nor an observer with a network may run beside the detector.
+    read_ahead = job.fake.concurrent and not job.observers
+    fake = extract(clips, jobs, read_ahead=read_ahead, **_settings(job, "generated clips"))
     protocol = job.protocol.updated({"clip": {"size": list(seen.size or ())}})
     real: RealFeatures | None = None
-    if detector is not None and any(METRICS[name].real for name in metrics):
-        assert job.real is not None
-        real = _real_features(job, protocol, detector, views)
+    if detector is not None and given is not None:
+        real = _real_features(job, given, protocol, detector, views)
     tables = Tables(protocol, detector, fake, real.sets if real else {}, c3d, observed)
     scores = {name: METRICS[name].score(tables) for name in metrics}
     result = _result(job, protocol, detector, c3d, real, seen)
@@ -147,24 +164,50 @@ def _settings(job: Evaluation, what: str) -> dict[str, Any]:
     }
 
 
-def _real_features(job: Evaluation, protocol: Protocol, detector: Detector, views: tuple[View, ...]) -> RealFeatures:
+def _open_real(job: Evaluation, detector: Detector | None, views: tuple[View, ...]) -> VideoSource | RealFeatures:
+    """The real side as far as it can be checked before the generated one is read or sampled."""
+    assert job.real is not None
+    assert detector is not None
+    if job.save_stats is not None:
+        require_writable(job.save_stats, "--save-stats")
+    if not (job.real.is_file() and is_features_file(job.real)):
+        source = open_source(job.real)
+        check_real(source, job.protocol)
+        return source
+    real = load_real(job.real)
+    # Where the protocol leaves the size to the generated videos, it is not known yet: taken as the file's.
+    sized = job.protocol.clip.size or real.record.get("clip", {}).get("size")
+    record = _real_record(job.protocol.updated({"clip": {"size": sized}}), detector)
+    require_record(real, record, job.real)
+    require_views(real, views, job.real)
+    return real
+
+
+def _real_record(protocol: Protocol, detector: Detector) -> dict[str, Any]:
+    """What decides the real features."""
+    return {**protocol.real_record(), "detector_sha256": detector.sha256}
+
+
+def _real_features(
+    job: Evaluation,
+    given: VideoSource | RealFeatures,
+    protocol: Protocol,
+    detector: Detector,
+    views: tuple[View, ...],
+) -> RealFeatures:
     """The real side from a statistics file, the cache, or the videos."""
     assert job.real is not None
-    record = {**protocol.real_record(), "detector_sha256": detector.sha256}
-    if job.real.is_file() and is_features_file(job.real):
-        real = load_real(job.real)
-        require_record(real, record, job.real)
-        missing = set(views) - set(real.sets)
-        if missing:
-            raise DataError(f"{job.real} lacks the {', '.join(sorted(missing))} features that the metrics need")
-        return real
-    source = open_source(job.real)
-    path = cache_path(record, source.fingerprint())
-    real = load_cached(path, views) if job.use_cache else None
-    if real is None:
-        real = _extract_real(job, source, protocol, detector, views, record)
-        if job.use_cache:
-            save_real(path, real)
+    record = _real_record(protocol, detector)
+    if isinstance(given, RealFeatures):
+        require_record(given, record, job.real)
+        real = given
+    else:
+        path = cache_path(record, given.identity())
+        real = load_cached(path, views) if job.use_cache else None
+        if real is None:
+            real = _extract_real(job, given, protocol, detector, views, record)
+            if job.use_cache:
+                keep_real(path, real)
     if job.save_stats is not None:
         save_real(job.save_stats, real)
     return real
@@ -203,6 +246,7 @@ def _result(
     seen: Selection,
 ) -> dict[str, Any]:
     sha256 = ",".join(network.sha256 for network in (detector, c3d) if network is not None)
+    observers = {name: observer.facts for name, observer in job.observers.items()}
     fake = {
         "kind": job.fake.kind,
         "fingerprint": job.fake.fingerprint(),
@@ -216,6 +260,8 @@ def _result(
         "hpdm": __version__,
         "protocol": {"name": protocol.name, **protocol.record()},
         "protocol_hash": protocol_hash(protocol, sha256),
+        "observers": observers,
+        "observers_hash": hash_record(observers) if observers else None,
         "networks": [network.facts() for network in (detector, c3d) if network is not None],
         "real": {"path": str(job.real), **real.about} if real else None,
         "fake": fake,

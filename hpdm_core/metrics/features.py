@@ -95,17 +95,41 @@ def real_clips(source: VideoSource, protocol: Protocol, selection: Selection, wo
     found = source.clips(order, choose, clip.size, workers)
     usable = (_fitted(item, protocol, selection) for item in _long_enough(found, selection))
     yield from islice(usable, rule.count)
-    span = (clip.frames - 1) * rule.stride + 1
-    if selection.count == 0:
-        raise DataError(
-            f"none of the {len(source)} real videos has the {span} frames that a clip needs",
+    if selection.count == 0 or selection.count < (rule.count or 0):
+        raise _too_few_real(protocol, len(source), selection.count, selection.too_short)
+
+
+def check_real(source: VideoSource, protocol: Protocol) -> None:
+    """Raise what `real_clips` would for too few real clips, as far as that is known without decoding."""
+    span = (protocol.clip.frames - 1) * protocol.real.stride + 1
+    lengths = [source.length(index) for index in range(len(source))]
+    short = sum(length is not None and length < span for length in lengths)
+    usable = len(source) - short
+    if usable == 0 or usable < (protocol.real.count or 0):
+        raise _too_few_real(protocol, len(source), usable, short)
+
+
+def _too_few_real(protocol: Protocol, videos: int, usable: int, short: int) -> DataError:
+    span = (protocol.clip.frames - 1) * protocol.real.stride + 1
+    if usable == 0:
+        return DataError(
+            f"none of the {videos} real videos has the {span} frames that a clip needs",
             hint="choose a protocol with shorter clips, or prepare the videos at a higher frame rate",
         )
-    if rule.count is not None and selection.count < rule.count:
+    return DataError(
+        f"the protocol takes {protocol.real.count} real clips; there are {usable} "
+        f"({short} videos are shorter than {span} frames)",
+        hint=f"give more real videos, or lower the number for both sides with --n {usable}",
+    )
+
+
+def check_count(source: VideoSource, protocol: Protocol) -> None:
+    """Raise DataError where there are fewer generated videos than the protocol takes."""
+    if len(source) < protocol.fake.count:
         raise DataError(
-            f"the protocol takes {rule.count} real clips; there are {selection.count} "
-            f"({selection.too_short} videos are shorter than {span} frames)",
-            hint=f"give more real videos, or lower the number for both sides with --n {selection.count}",
+            f"the protocol takes {protocol.fake.count} generated videos; there are {len(source)}",
+            hint=f"generate {protocol.fake.count - len(source)} more, "
+            f"or lower the number for both sides with --n {len(source)}",
         )
 
 
@@ -113,11 +137,7 @@ def fake_clips(source: VideoSource, protocol: Protocol, selection: Selection, wo
     """The generated clips in order: uint8 [T, H, W, 3] each. Too short, too few or of mixed sizes is a DataError."""
     rule, clip = protocol.fake, protocol.clip
     span = (clip.frames - 1) * rule.stride + 1
-    if len(source) < rule.count:
-        raise DataError(
-            f"the protocol takes {rule.count} generated videos; there are {len(source)}",
-            hint=f"generate {rule.count - len(source)} more, or lower the number for both sides with --n {len(source)}",
-        )
+    check_count(source, protocol)
     choose = frame_rule(clip.frames, rule.stride, rule.start, 0)
     for item in source.clips(range(rule.count), choose, clip.size, workers):
         if item.frames is None:
@@ -174,27 +194,36 @@ def extract(
     batch_size: int = 8,
     device: torch.device | str = "cpu",
     advance: Callable[[int], None] | None = None,
+    read_ahead: bool = True,
 ) -> dict[str, FeatureSet]:
     """Features of every clip by job, in one pass. `advance` is told how many clips each batch held.
 
-    The next batch is read and packed while the networks work on this one.
+    With `read_ahead` the next batch is read and packed while the networks work on this one. It must be off where
+    making the clips is itself computation: TF32 is a setting of the process, and two threads would undo each other's.
     """
     sets = {name: FeatureSet() for name in jobs}
     views: list[View] = list(dict.fromkeys(job.view for job in jobs.values())) or ["video"]
     packed = _packed(iter(clips), views, batch_size, pin=torch.device(device).type == "cuda")
     launched: dict[str, Tensor] = {}
-    with torch.inference_mode(), ThreadPoolExecutor(1) as ahead:
-        waiting = ahead.submit(next, packed, None)
-        while (batch := waiting.result()) is not None:
-            waiting = ahead.submit(next, packed, None)
+    for batch in _ahead(packed) if read_ahead else packed:
+        with torch.inference_mode():
             shown = {view: clips_NTHWC.to(device, non_blocking=True) for view, clips_NTHWC in batch.items()}
             running = {name: job.detector.features(shown[job.view]).float() for name, job in jobs.items()}
             _collect(sets, launched)
-            launched = running
-            if advance is not None:
-                advance(len(next(iter(batch.values()))))
-        _collect(sets, launched)
+        launched = running
+        if advance is not None:
+            advance(len(next(iter(batch.values()))))
+    _collect(sets, launched)
     return sets
+
+
+def _ahead(batches: Iterator[dict[View, Tensor]]) -> Iterator[dict[View, Tensor]]:
+    """The same batches, each made on another thread while the one before is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, batches, None)
+        while (batch := waiting.result()) is not None:
+            waiting = pool.submit(next, batches, None)
+            yield batch
 
 
 def _collect(sets: dict[str, FeatureSet], launched: dict[str, Tensor]) -> None:

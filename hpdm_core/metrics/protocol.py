@@ -112,11 +112,12 @@ class Protocol(Section):
     inception: InceptionSection = InceptionSection()
 
     def with_count(self, count: int) -> Protocol:
-        """The same protocol for `count` generated and at most `count` real clips: a different hash."""
-        changes: dict[str, Any] = {"fake": {"count": count}}
-        if self.real.select != "all":
-            changes["real"] = {"count": count}
-        return self.updated(changes)
+        """The same protocol for `count` generated and `count` real clips: a different hash.
+
+        Where the protocol takes all real clips, `count` are chosen at random.
+        """
+        select = "random" if self.real.select == "all" else self.real.select
+        return self.updated({"fake": {"count": count}, "real": {"count": count, "select": select}})
 
     def updated(self, changes: dict[str, dict[str, Any]]) -> Protocol:
         """A copy with keys of sections replaced, validated again."""

@@ -9,15 +9,17 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from errno import EISDIR
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hpdm_core.errors import DataError
+from hpdm_core.errors import ConfigError, DataError
 from hpdm_core.metrics.features import FeatureSet
 from hpdm_core.metrics.protocol import differences, hash_record
 from hpdm_core.metrics.weight_files import write_tensors
@@ -55,10 +57,30 @@ def cache_path(record: dict[str, Any], fingerprint: str) -> Path:
 
 
 def save_real(path: Path, real: RealFeatures) -> None:
-    """Write features atomically, with a checksum of their bytes."""
+    """Write features atomically, with a checksum of their bytes. Raises OSError or SafetensorError."""
     tensors = {view: torch.from_numpy(features.features) for view, features in real.sets.items()}
     header = {"format": FORMAT, "record": real.record, "about": real.about, "sha256": _digest(tensors)}
     write_tensors(path, tensors, {_KEY: json.dumps(header, sort_keys=True)})
+
+
+def keep_real(path: Path, real: RealFeatures) -> None:
+    """`save_real` into the cache: one that cannot be written costs time next time, not this evaluation."""
+    try:
+        save_real(path, real)
+    except (OSError, SafetensorError) as error:
+        log.warning("cannot keep the real features in %s (%s); they will be computed again next time", path, error)
+
+
+def require_writable(path: Path, option: str) -> None:
+    """Raise ConfigError unless a file can be made at `path`: to be asked before the work, not after it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "it is a directory")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{option}: cannot write {path}: {error.strerror}", hint="name a file elsewhere") from error
 
 
 def is_features_file(path: Path) -> bool:
@@ -89,14 +111,24 @@ def load_real(path: Path) -> RealFeatures:
 
 def load_cached(path: Path, views: Iterable[str]) -> RealFeatures | None:
     """The cached features if they are intact and hold all `views`; a damaged file is reported and passed over."""
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         real = load_real(path)
+    except OSError as error:
+        log.warning("cannot read the cache: %s", error)
+        return None
     except DataError as error:
         log.warning("%s; computing the real features again", error)
         return None
     return real if set(views) <= set(real.sets) else None
+
+
+def require_views(real: RealFeatures, views: Iterable[str], where: Path) -> None:
+    """Raise DataError where a statistics file lacks a view that the metrics need."""
+    missing = set(views) - set(real.sets)
+    if missing:
+        raise DataError(f"{where} lacks the {', '.join(sorted(missing))} features that the metrics need")
 
 
 def require_record(real: RealFeatures, record: dict[str, Any], where: Path) -> None:

@@ -41,7 +41,8 @@ def read_result(path: Path) -> NamedResult:
 def incomparable(results: Sequence[NamedResult]) -> list[str]:
     """Why the results may not be compared with the first: one line per difference, empty if they may.
 
-    The protocol (by hash), the networks' checksums, the numbers of clips and the real data must agree.
+    The protocol (by hash), the networks' checksums, the numbers of clips and the real data must agree, and for
+    metrics that both have, what CLIPSIM (network, captions) and seam (tile) depend on.
     """
     reasons: list[str] = []
     first = results[0]
@@ -61,7 +62,14 @@ def _terms(result: dict[str, Any], metrics: Set[str]) -> dict[str, Any]:
     real = result.get("real") or {}
     counts = {name: [result["metrics"][name][side] for side in ("n_real", "n_fake")] for name in metrics}
     networks = [network.get("sha256") for network in result.get("networks", ())]
-    return {"protocol": protocol, "networks": networks, "real_data": real.get("fingerprint"), "clips": counts}
+    observers = {name: facts for name, facts in result.get("observers", {}).items() if name in metrics}
+    return {
+        "protocol": protocol,
+        "networks": networks,
+        "observers": observers,
+        "real_data": real.get("fingerprint"),
+        "clips": counts,
+    }
 
 
 def metric_names(results: Sequence[NamedResult]) -> list[str]:

@@ -9,13 +9,14 @@ Shapes: T frames, H W pixels, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from hpdm_core.errors import ConfigError
+from hpdm_core.metrics.observer import Observer
 
 Axis = Literal["time", "height", "width"]
 AXES: tuple[Axis, ...] = ("time", "height", "width")
@@ -96,9 +97,7 @@ def _edge_energy(video_THWC: np.ndarray, axis: int) -> np.ndarray:
     return squared.mean(axis=tuple(a for a in range(4) if a != axis), dtype=np.float64)
 
 
-def seam_observer(
-    tile: tuple[int, int, int], step: tuple[int, int, int]
-) -> Callable[[int, np.ndarray], dict[str, float]]:
+def seam_observer(tile: tuple[int, int, int], step: tuple[int, int, int]) -> Observer:
     """The seam ratios of each video by axis, for tiles of (time, height, width) laid `step` apart."""
 
     def observe(index: int, video_THWC: np.ndarray) -> dict[str, float]:
@@ -110,4 +109,4 @@ def seam_observer(
         }
         return {str(axis): ratio for axis, ratio in seam_ratio(video_THWC, borders).ratios.items()}
 
-    return observe
+    return Observer(observe, {"tile": list(tile), "step": list(step), "neighbours": NEIGHBOURS})

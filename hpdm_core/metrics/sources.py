@@ -52,10 +52,15 @@ class Clip:
 
 
 class VideoSource(ABC):
-    """Videos by number. `kind` is a word for reports; `lossy` says that a codec has touched the frames."""
+    """Videos by number. `kind` is a word for reports; `lossy` says that a codec has touched the frames.
+
+    `concurrent`: reading only reads, so it may run beside a network. A source that computes may not: it would
+    share the process-wide arithmetic settings (TF32) with that network.
+    """
 
     kind: str
     lossy = False
+    concurrent = True
 
     @abstractmethod
     def __len__(self) -> int:
@@ -69,9 +74,17 @@ class VideoSource(ABC):
         """What a video shows, in words; empty where nothing says so."""
         return ""
 
+    def length(self, index: int) -> int | None:
+        """A video's frames, None where only decoding would tell."""
+        return None
+
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash of what the source holds, as far as that is known without decoding."""
+
+    def identity(self) -> str:
+        """What tells this source from any other on this machine: at least as strict as the fingerprint."""
+        return self.fingerprint()
 
     @abstractmethod
     def clip(self, index: int, choose: Choose, size: tuple[int, int] | None) -> Clip:
@@ -120,6 +133,10 @@ class StoreSource(VideoSource):
         """The clip's first caption."""
         return next(iter(self.store.clips[index].captions), "")
 
+    def length(self, index: int) -> int:
+        """From the store's index."""
+        return self.store.clips[index].num_frames
+
     def fingerprint(self) -> str:
         """The store's own."""
         return self.store.fingerprint
@@ -158,12 +175,25 @@ class FolderSource(VideoSource):
         return self.found[index].id
 
     def fingerprint(self) -> str:
-        """Names and sizes in bytes of all files."""
+        """Names and sizes in bytes of all files: the same for a copy elsewhere."""
         digest = hashlib.sha256()
         for clip in self.found:
             for path in clip.paths:
                 digest.update(f"{clip.id}/{path.name} {path.stat().st_size}\n".encode())
         return digest.hexdigest()
+
+    def identity(self) -> str:
+        """The fingerprint with the folder's place and the files' times: new frames often have the old sizes."""
+        digest = hashlib.sha256(f"{self.fingerprint()} {self.root.resolve()}\n".encode())
+        for clip in self.found:
+            for path in clip.paths:
+                digest.update(f"{path.stat().st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def length(self, index: int) -> int | None:
+        """The number of image files; None for a video file."""
+        found = self.found[index]
+        return len(found.paths) if found.is_images else None
 
     def clip(self, index: int, choose: Choose, size: tuple[int, int] | None) -> Clip:
         """Frames at the size of the file. A video is decoded from its beginning: seeking gives wrong frames."""
@@ -196,12 +226,14 @@ class ArraySource(VideoSource):
     def __init__(self, root: Path, files: list[Path]) -> None:
         self.root = root
         self.videos: list[tuple[Path, str, int | None]] = []
+        self._lengths: list[int] = []
         self._open: tuple[tuple[Path, str], np.ndarray] | None = None
         self._lock = threading.Lock()
         for path in files:
             for key, shape in _array_shapes(path):
                 rows = [None] if len(shape) == 4 else range(shape[0])
                 self.videos += [(path, key, row) for row in rows]
+                self._lengths += [shape[-4]] * len(rows)
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -210,6 +242,10 @@ class ArraySource(VideoSource):
         """File name, with the row where a file holds many."""
         path, key, row = self.videos[index]
         return path.name + (f":{key}" if key else "") + ("" if row is None else f"[{row}]")
+
+    def length(self, index: int) -> int:
+        """From the array's shape."""
+        return self._lengths[index]
 
     def fingerprint(self) -> str:
         """Hash of the files' bytes, or of the checksums that an archive holds of its members."""
@@ -244,6 +280,7 @@ class GeneratedSource(VideoSource):
     """Videos that a generator yields one after the other, never touching the disk."""
 
     kind = "checkpoint"
+    concurrent = False
 
     def __init__(self, make: Callable[[int], Iterable[tuple[int, np.ndarray]]], count: int, identity: str) -> None:
         self._make, self._count, self._identity = make, count, identity
@@ -277,7 +314,7 @@ def open_source(path: Path) -> VideoSource:
     """The source at `path`: a store, `.npy`/`.npz`, a folder of arrays, of frame folders or of videos.
 
     Arrays come before anything else, since they are lossless; a folder of videos and of frame folders is what it
-    has more of. Raises DataError.
+    has more of, and where it has as many of both, what no codec has touched, frames first. Raises DataError.
     """
     if not path.exists():
         raise DataError(f"{path} does not exist", hint="give a store, a folder of videos or frames, or a .npz file")
@@ -292,14 +329,15 @@ def open_source(path: Path) -> VideoSource:
     options = SourceOptions(path=path)
     videos = scan_folder(options)
     frames = tuple(clip for clip in scan_frames(options).clips if len(clip.paths) > 1)
-    if len(frames) > len(videos.clips):
-        return FolderSource(path, frames, "frames")
-    if not videos.clips:
+    if not frames and not videos.clips:
         raise DataError(
             f"no videos in {path}",
             hint="expected a store, video files, folders of frames, or .npz/.npy arrays of uint8 [N, T, H, W, 3]",
         )
-    return FolderSource(path, videos.clips, "videos")
+    of_frames, of_videos = FolderSource(path, frames, "frames"), FolderSource(path, videos.clips, "videos")
+    if len(frames) == len(videos.clips):
+        return of_videos if of_frames.lossy and not of_videos.lossy else of_frames
+    return of_frames if len(frames) > len(videos.clips) else of_videos
 
 
 def _read_images(paths: list[Path]) -> np.ndarray:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from hpdm_core.errors import DataError, IncompatibleCheckpoint, WeightsMissing
-from hpdm_core.metrics.clipsim import build_clipsim, clip_preprocess, clipsim_observer, read_captions
+from hpdm_core.metrics.clipsim import build_clipsim, clip_preprocess, clipsim_facts, clipsim_observer, read_captions
 from hpdm_core.metrics.sources import open_source
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
@@ -40,15 +40,27 @@ def test_preprocessing_is_pillows_bicubic_and_centre_crop(size):
 def test_captions(tmp_path):
     np.savez(tmp_path / "v.npz", np.zeros((3, 2, 8, 8, 3), np.uint8))
     source = open_source(tmp_path / "v.npz")
-    (tmp_path / "captions.txt").write_text("a cat\n\na dog\na bird\n")
+    (tmp_path / "captions.txt").write_text("a cat\na dog\na bird\n\n \n")
     assert read_captions(tmp_path / "captions.txt", source, 3) == ["a cat", "a dog", "a bird"]
     assert read_captions(tmp_path / "captions.txt", source, 2) == ["a cat", "a dog"]
     with pytest.raises(DataError, match="each of 4 videos; there are 3"):
         read_captions(tmp_path / "captions.txt", source, 4)
+    (tmp_path / "gap.txt").write_text("a cat\n\na dog\na bird\n")
+    with pytest.raises(DataError, match="each of 3 videos; there are 3, and number 2 is blank"):
+        read_captions(tmp_path / "gap.txt", source, 3)
+    assert read_captions(tmp_path / "gap.txt", source, 1) == ["a cat"]
     with pytest.raises(DataError, match="there are 0"):
         read_captions(None, source, 3)
     with pytest.raises(DataError, match="cannot read captions"):
         read_captions(tmp_path / "absent.txt", source, 3)
+
+
+def test_what_a_value_depends_on_is_told():
+    tensors = {"a": torch.zeros(2), "b": torch.ones(2)}
+    facts = clipsim_facts(tensors, ["a cat", "a dog"])
+    assert facts == clipsim_facts(dict(reversed(tensors.items())), ["a cat", "a dog"])
+    assert facts["captions_sha256"] != clipsim_facts(tensors, ["a dog", "a cat"])["captions_sha256"]
+    assert facts["clip_sha256"] != clipsim_facts({**tensors, "b": torch.zeros(2)}, ["a cat"])["clip_sha256"]
 
 
 def test_missing_weights(monkeypatch, tmp_path):

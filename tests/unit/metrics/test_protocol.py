@@ -86,11 +86,11 @@ def test_the_hash_is_stable():
 STABLE = "89eab836935b70df"
 
 
-def test_count_changes_both_sides_unless_all_real_clips_are_taken():
+def test_count_changes_both_sides():
     few = load_protocol("fvd2048_16f").with_count(64)
     assert (few.real.count, few.fake.count) == (64, 64)
     all_real = load_protocol("fvd512").with_count(64)
-    assert (all_real.real.count, all_real.fake.count) == (None, 64)
+    assert (all_real.real.select, all_real.real.count, all_real.fake.count) == ("random", 64, 64)
 
 
 def test_bad_protocols_name_the_key(tmp_path):

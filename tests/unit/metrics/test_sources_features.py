@@ -1,5 +1,7 @@
 """Sources of clips and what is taken from them: order, starts, strides, sizes, and every way to be unusable."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,16 @@ from PIL import Image
 
 from hpdm_core.errors import CorruptVideo, DataError
 from hpdm_core.metrics import sources
-from hpdm_core.metrics.features import Job, Selection, extract, fake_clips, frame_rule, real_clips, view_of
+from hpdm_core.metrics.features import (
+    Job,
+    Selection,
+    check_real,
+    extract,
+    fake_clips,
+    frame_rule,
+    real_clips,
+    view_of,
+)
 from hpdm_core.metrics.protocol import Protocol
 from hpdm_core.metrics.sources import GeneratedSource, open_source
 from tests.support.toy_detector import ToyDetector
@@ -114,6 +125,20 @@ def test_frame_folders_in_natural_order(tmp_path):
     assert clips[1][:, 0, 0, 0].tolist() == list(range(20, 32))
 
 
+def test_frames_are_preferred_to_as_many_lossy_videos(tmp_path):
+    for i in range(2):
+        (tmp_path / f"clip{i}").mkdir()
+        for t, frame in enumerate(video(i)):
+            Image.fromarray(frame).save(tmp_path / f"clip{i}" / f"{t}.png")
+        (tmp_path / f"clip{i}.mp4").write_bytes(b"preview")
+    assert (open_source(tmp_path).kind, open_source(tmp_path).lossy) == ("frames", False)
+    for path in list(tmp_path.glob("*/*.png")):
+        path.rename(path.with_suffix(".jpg"))
+    for path in list(tmp_path.glob("*.mp4")):
+        path.rename(path.with_suffix(".avi"))
+    assert (open_source(tmp_path).kind, open_source(tmp_path).lossy) == ("videos", False)
+
+
 def test_video_files_are_decoded(tmp_path):
     av = pytest.importorskip("av")
     with av.open(str(tmp_path / "a.mkv"), "w") as container:
@@ -169,6 +194,35 @@ def test_fingerprint_follows_the_content(tmp_path):
     assert open_source(tmp_path).fingerprint() != before
 
 
+def test_a_folder_with_other_frames_of_the_same_size_is_another_to_the_cache(tmp_path):
+    def write(root, value):
+        (root / "clip").mkdir(parents=True, exist_ok=True)
+        for t in range(2):
+            Image.new("RGB", (4, 4), (value, 0, 0)).save(root / "clip" / f"{t}.bmp")
+        return open_source(root)
+
+    first = write(tmp_path / "a", 1)
+    fingerprint, identity = first.fingerprint(), first.identity()
+    assert open_source(tmp_path / "a").identity() == identity
+    again = write(tmp_path / "a", 2)
+    assert again.fingerprint() == fingerprint
+    assert again.identity() != identity
+    elsewhere = write(tmp_path / "b", 1)
+    assert elsewhere.fingerprint() == fingerprint
+    assert elsewhere.identity() not in (identity, again.identity())
+
+
+def test_lengths_are_known_without_decoding(tmp_path, arrays):
+    assert [arrays.length(i) for i in range(5)] == [6] * 5
+    np.save(tmp_path / "one.npy", video(1, 3))
+    assert open_source(tmp_path / "one.npy").length(0) == 3
+    with pytest.raises(DataError, match="takes 6 real clips; there are 5"):
+        check_real(arrays, protocol(real={"count": 6}))
+    with pytest.raises(DataError, match="none of the 5 real videos has the 7 frames"):
+        check_real(arrays, protocol(clip={"frames": 7}))
+    check_real(arrays, protocol(real={"count": 5}))
+
+
 def test_generated_videos_are_taken_one_at_a_time():
     alive, most = 0, 0
 
@@ -211,6 +265,20 @@ def test_features_do_not_depend_on_the_batch():
         np.testing.assert_allclose(four[view].statistics.mean(), four[view].features.mean(axis=0), rtol=1e-6)
     direct = ToyDetector().features(torch.from_numpy(np.stack(clips))).numpy()
     np.testing.assert_allclose(four["video"].features, direct, rtol=1e-6)
+
+
+def test_without_read_ahead_clips_are_made_on_the_thread_of_the_network():
+    makers = set()
+
+    def clips():
+        for i in range(3):
+            makers.add(threading.get_ident())
+            yield video(i)
+
+    extract(clips(), {"video": Job(ToyDetector())}, batch_size=1, read_ahead=False)
+    assert makers == {threading.get_ident()}
+    extract(clips(), {"video": Job(ToyDetector())}, batch_size=1)
+    assert len(makers) > 1
 
 
 def test_an_error_while_reading_reaches_the_caller():
