@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,19 @@ Row = Mapping[str, Any]
 def scan_table(options: SourceOptions) -> Scan:
     """Rows of a table as clips; paths are relative to the table. Rows that repeat a path add captions to it."""
     table = options.folder()
-    kind = "jsonl" if table.suffix.lower() in (".jsonl", ".ndjson") else "csv"
-    rows = list(_read_jsonl(table) if kind == "jsonl" else _read_csv(table))
+    kind = options.kind if options.kind != "auto" else _kind_of(table)
+    rows = _read(table, kind)
     if not rows:
         raise DataError(f"{table} has no rows", hint="a table needs a header line and one row per clip")
-    path_column = _column(options.path_column, PATH_COLUMNS, rows[0], table, "path")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    path_column = _column(options.path_column, PATH_COLUMNS, columns, table, "path")
     if path_column is None:
         raise ConfigError(
-            f"{table}: no column for the video's path among {', '.join(rows[0])}",
+            f"{table}: no column for the video's path among {', '.join(columns)}",
             hint="name it with --path-column",
         )
-    caption_column = _column(options.caption_column, CAPTION_COLUMNS, rows[0], table, "caption")
-    label_column = _column(options.label_column, LABEL_COLUMNS, rows[0], table, "label")
+    caption_column = _column(options.caption_column, CAPTION_COLUMNS, columns, table, "caption")
+    label_column = _column(options.label_column, LABEL_COLUMNS, columns, table, "label")
     clips: dict[str, SourceClip] = {}
     for number, row in enumerate(rows, start=1):
         clip = _clip(row, table, number, path_column, caption_column, label_column, options.fps)
@@ -47,10 +48,31 @@ def scan_table(options: SourceOptions) -> Scan:
     return split_by_group(scan, options.split, options.test_fraction)
 
 
+def _kind_of(table: Path) -> str:
+    return "jsonl" if table.suffix.lower() in (".jsonl", ".ndjson") else "csv"
+
+
+def _read(table: Path, kind: str) -> list[Row]:
+    """All rows; DataError for a file that is no such table."""
+    try:
+        return list(_read_jsonl(table) if kind == "jsonl" else _read_csv(table))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{table} is not UTF-8: {error.reason}", hint="save the table as UTF-8 text") from error
+    except (csv.Error, OSError) as error:
+        raise DataError(f"{table} cannot be read: {error}", hint=f"check that it is a {kind} file") from error
+
+
 def _read_csv(table: Path) -> Iterator[Row]:
     delimiter = "\t" if table.suffix.lower() == ".tsv" else ","
     with table.open(newline="", encoding="utf-8-sig") as file:
-        yield from csv.DictReader(file, delimiter=delimiter)
+        rows = csv.DictReader(file, delimiter=delimiter, strict=True)
+        for row in rows:
+            if None in row:  # where DictReader puts what has no header
+                raise DataError(
+                    f"{table}, line {rows.line_num}: more cells than the header has columns",
+                    hint=f"put cells that contain {'a tab' if delimiter != ',' else 'a comma'} in double quotes",
+                )
+            yield row
 
 
 def _read_jsonl(table: Path) -> Iterator[Row]:
@@ -61,21 +83,22 @@ def _read_jsonl(table: Path) -> Iterator[Row]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(f"{table}, line {number}: not JSON: {error.msg}") from error
+                hint = "every line is one JSON object; a CSV table needs --source csv"
+                raise DataError(f"{table}, line {number}: not JSON: {error.msg}", hint=hint) from error
             if not isinstance(row, dict):
                 raise DataError(f"{table}, line {number}: expected a JSON object")
             yield row
 
 
-def _column(asked: str | None, usual: tuple[str, ...], row: Row, table: Path, what: str) -> str | None:
+def _column(asked: str | None, usual: tuple[str, ...], columns: Sequence[str], table: Path, what: str) -> str | None:
     """The column to read: the one asked for, which must exist, or the first usual name that does."""
     if asked is not None:
-        if asked not in row:
+        if asked not in columns:
             raise ConfigError(
-                f"{table} has no column {asked!r} (--{what}-column)", hint=f"its columns: {', '.join(map(str, row))}"
+                f"{table} has no column {asked!r} (--{what}-column)", hint=f"its columns: {', '.join(columns)}"
             )
         return asked
-    lowered = {str(name).lower(): name for name in row}
+    lowered = {name.lower(): name for name in columns}
     return next((lowered[name] for name in usual if name in lowered), None)
 
 
@@ -92,11 +115,7 @@ def _clip(
     if not name:
         raise DataError(f"{table}, row {number}: empty {path_column}")
     path = table.parent / name
-    images: tuple[Path, ...] = ()
-    if path.is_dir():
-        images = tuple(natural_order(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES))
-    elif path.suffix.lower() in IMAGE_SUFFIXES:
-        images = (path,)
+    images = _images(path)
     raw_label = row.get(label_column) if label_column else None
     label = None if raw_label is None or str(raw_label).strip() == "" else str(raw_label).strip()
     return SourceClip(
@@ -108,6 +127,16 @@ def _clip(
         is_images=bool(images),
         fps=fps if images else None,
     )
+
+
+def _images(path: Path) -> tuple[Path, ...]:
+    """The images of a clip that is a folder of frames or an image; empty for a video, or what cannot be listed."""
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return (path,)
+    try:
+        return tuple(natural_order(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES))
+    except (OSError, ValueError):  # a file, or nothing that opens: the decoder says what is wrong with it
+        return ()
 
 
 def _captions(value: Any) -> tuple[str, ...]:

@@ -117,6 +117,35 @@ def test_csv_maps_columns_by_name(tmp_path: Path) -> None:
     assert by_id(renamed.clips)["2.mp4"].captions == ("dog",)
 
 
+def test_the_kind_of_table_that_was_asked_for(tmp_path: Path) -> None:
+    table = tmp_path / "list.txt"
+    table.write_text('{"path": "1.mp4"}\n{"path": "2.mp4", "caption": "two", "label": "b"}\n')
+    found = scan(table, kind="jsonl")
+    assert found.kind == "jsonl"
+    assert [(c.id, c.captions, c.label) for c in found.clips] == [("1.mp4", (), None), ("2.mp4", ("two",), "b")]
+    table = tmp_path / "odd.jsonl"
+    table.write_text("path,caption\n1.mp4,one\n")
+    assert [c.captions for c in scan(table, kind="csv").clips] == [("one",)]
+    with pytest.raises(DataError, match="not JSON"):
+        scan(table)
+
+
+def test_tables_that_cannot_be_read(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_bytes("path,caption\n1.mp4,café\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"t\.csv is not UTF-8"):
+        scan(table)
+    (tmp_path / "t.jsonl").write_bytes('{"path": "café.mp4"}\n'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"t\.jsonl is not UTF-8"):
+        scan(tmp_path / "t.jsonl")
+    table.write_text("path,caption\n1.mp4,one\n2.mp4,a dog, barking\n")
+    with pytest.raises(DataError, match="line 3: more cells than the header"):
+        scan(table)
+    table.write_text("path,caption\n1.mp4," + "x" * 200_000 + "\n")
+    with pytest.raises(DataError, match=r"t\.csv cannot be read: field larger"):
+        scan(table)
+
+
 def test_csv_complaints(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("clip,text\n1.mp4,a\n")
