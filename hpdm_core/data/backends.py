@@ -46,7 +46,10 @@ def load_backend(name: str) -> Backend:
         raise ConfigError(
             f"unknown decoder {name!r}", hint=f"choose from {', '.join(BACKENDS)}, or give module:function"
         )
-    return getattr(import_module(module), function)
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"decoder {name!r} cannot be loaded: {error}", hint="give module:function") from error
 
 
 def available_backends(names: Sequence[str] = BACKENDS) -> tuple[str, ...]:
@@ -97,12 +100,21 @@ def open_container(path: Path) -> Any:
     return av.open(str(path.absolute()), **tolerant)
 
 
+def picture_stream(container: Any) -> Any | None:
+    """The first video stream of an open container that is not cover art; None without one."""
+    from av.stream import Disposition
+
+    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
+
+
 def _av_chunks(path: Path, chunk: int) -> Chunks:
     from av.error import FFmpegError
 
     try:
         with open_container(path) as container:
-            stream = container.streams.video[0]
+            stream = picture_stream(container)
+            if stream is None:
+                raise BackendFailed("no-video-stream", "av: no video stream")
             stream.codec_context.thread_count = 1
             upright = (
                 np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90 % 4)

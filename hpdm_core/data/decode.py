@@ -30,6 +30,7 @@ from hpdm_core.data.backends import (
     backend_version,
     load_backend,
     open_container,
+    picture_stream,
 )
 from hpdm_core.errors import CorruptVideo
 
@@ -148,10 +149,9 @@ def probe(path: Path) -> Probe:
     except (FFmpegError, ValueError) as error:
         raise CorruptVideo(f"{path} is not a video: {error}", reason="not-a-video") from error
     with container:
-        streams = [s for s in container.streams.video if not s.disposition & _attached_picture()]
-        if not streams:
+        stream = picture_stream(container)
+        if stream is None:
             raise CorruptVideo(f"{path} has no video stream", reason="no-video-stream")
-        stream = streams[0]
         seconds = _packet_seconds(container, stream)
         fps, vfr = frame_rate(seconds, float(stream.average_rate) if stream.average_rate else None)
         return Probe(
@@ -160,12 +160,6 @@ def probe(path: Path) -> Probe:
             vfr=vfr,
             expected_frames=_expected_frames(container, stream, fps, vfr),
         )
-
-
-def _attached_picture() -> Any:
-    from av.stream import Disposition
-
-    return Disposition.attached_pic
 
 
 def _packet_seconds(container: Any, stream: Any) -> list[float]:

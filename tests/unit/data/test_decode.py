@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hpdm_core.data import decode
-from hpdm_core.data.backends import BACKENDS, available_backends, load_backend
+from hpdm_core.data.backends import BACKENDS, available_backends, load_backend, open_container
 from hpdm_core.data.decode import check_readable, decode_video, frame_rate, probe
 from hpdm_core.errors import ConfigError, CorruptVideo
 from tests.support.videos import (
@@ -93,6 +95,35 @@ def test_variable_rate_keeps_stored_frames_and_reports_the_average(tmp_path: Pat
     assert len(frames) == NUM_FRAMES
     assert how.probe.vfr
     assert how.probe.fps == pytest.approx(25 * (NUM_FRAMES - 1) / (times[-1] - times[0]), rel=1e-3)
+
+
+def box(name: bytes, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    return (8 + len(body)).to_bytes(4, "big") + name + body
+
+
+def add_cover(source: Path, target: Path) -> Path:
+    """A copy of an MP4 (its index last) with cover art that comes before the film in the list of streams."""
+    image = io.BytesIO()
+    Image.new("RGB", (20, 20), "red").save(image, "PNG")
+    cover = box(b"covr", box(b"data", (14).to_bytes(4, "big"), bytes(4), image.getvalue()))
+    handler = box(b"hdlr", bytes(8), b"mdirappl", bytes(9))
+    tags = box(b"udta", box(b"meta", bytes(4), handler, box(b"ilst", cover)))
+    data = source.read_bytes()
+    moov = data.index(b"moov") - 4
+    first_track = data.index(b"trak", moov) - 4
+    size = int.from_bytes(data[moov : moov + 4], "big") + len(tags)
+    target.write_bytes(data[:moov] + size.to_bytes(4, "big") + data[moov + 4 : first_track] + tags + data[first_track:])
+    return target
+
+
+@each_backend
+def test_cover_art_is_not_the_film(tmp_path: Path, backend: str) -> None:
+    plain = write_video(tmp_path / "plain.mp4", sample_video(frames=5))
+    covered = add_cover(plain, tmp_path / "covered.mp4")
+    with open_container(covered) as container:
+        assert [s.width for s in container.streams.video] == [20, 80]
+    assert np.array_equal(decode_video(covered, backends=(backend,))[0], decode_video(plain, backends=(backend,))[0])
 
 
 @pytest.mark.parametrize("quarter_turns", [1, 2, 3])
