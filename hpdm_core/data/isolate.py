@@ -95,16 +95,19 @@ class IsolatedWorker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         if self._child is None:
-            paths = os.pathsep.join(p for p in (os.getcwd(), *sys.path) if p)
             self._stderr.seek(0)
             self._stderr.truncate()
-            self._child = subprocess.Popen(
-                [sys.executable, "-c", f"import {self._module}; from {__name__} import serve; serve()"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                env={**os.environ, "PYTHONPATH": paths, **self._environment},
-            )
+            try:
+                self._child = subprocess.Popen(
+                    # -P: a random.py beside the videos must not take the place of Python's own
+                    [sys.executable, "-P", "-c", f"import {self._module}; from {__name__} import serve; serve()"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._stderr,
+                    env={**os.environ, "PYTHONPATH": _import_path(), **self._environment},
+                )
+            except OSError as error:
+                raise EnvironmentProblem(f"a decoding process did not start: {error}") from error
             self._await_ready(self._child)
         return self._child
 
@@ -143,6 +146,12 @@ class IsolatedWorker:
         self._stderr.close()
 
 
+def _import_path() -> str:
+    """This process's import path for the child; the working directory, if it is on it by the name "", goes last."""
+    here = [os.getcwd()] if "" in sys.path else []
+    return os.pathsep.join([*filter(None, sys.path), *here])
+
+
 def serve() -> None:
     """The child's loop: answer calls from standard input until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -165,7 +174,12 @@ def serve() -> None:
 
 
 def _pickled(reply: tuple[bool, Any]) -> bytes:
+    succeeded, value = reply
     try:
-        return pickle.dumps(reply)
-    except (pickle.PicklingError, TypeError, AttributeError) as error:
-        return pickle.dumps((False, RuntimeError(f"the child's answer cannot be sent: {error}; {reply[1]!r}")))
+        data = pickle.dumps(reply)
+        if not succeeded:  # an exception may pickle and yet not come back, if its arguments are its own
+            pickle.loads(data)
+    except Exception as error:
+        what = f"the child's answer cannot be sent: {error}; {value!r}" if succeeded else repr(value)
+        return pickle.dumps((False, RuntimeError(what)))
+    return data

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,18 @@ def test_a_crash_is_told_from_an_error() -> None:
     with IsolatedWorker() as child:
         with pytest.raises(ChildDied, match="exit status 11"):
             child.call(os._exit, 10, 11)
+        assert child.call(math.sqrt, 10, 9) == 3
+
+
+def test_the_working_directory_takes_no_modules_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('a file beside the videos was imported')")
+    (tmp_path / "own_decoder.py").write_text("answer = 42")
+    monkeypatch.chdir(tmp_path)
+    with IsolatedWorker(module="random") as child:
+        assert child.call(math.sqrt, 10, 9) == 3
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "random.py").unlink()
+    with IsolatedWorker(module="own_decoder") as child:
         assert child.call(math.sqrt, 10, 9) == 3
 
 
