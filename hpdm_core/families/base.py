@@ -135,6 +135,13 @@ class Family(nn.Module, ABC):
         """The repeated blocks: compiled, checkpointed and sharded one by one, from outside."""
         return ()
 
+    def level_shares(self) -> Mapping[str, Mapping[str, float]]:
+        """How a training step's work divides over pyramid levels: dotted module name to level to share.
+
+        A submodule without an entry goes with the nearest module around it that has one. {}: no levels.
+        """
+        return {}
+
     def forward(self, role: str, batch: Batch, streams: BatchStreams) -> Losses:
         """`losses`, under the name that distributed wrappers call."""
         return self.losses(role, batch, streams)

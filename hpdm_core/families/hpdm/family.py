@@ -80,6 +80,19 @@ class HpdmFamily(Family):
         """The fused blocks, and the layers before and after them."""
         return [self.denoiser.stem, *self.denoiser.blocks, self.denoiser.head]
 
+    def level_shares(self) -> dict[str, dict[str, float]]:
+        """Rows of all levels cost the same; level l is fused with l coarser ones, level 0 with none."""
+        names = [level_name(level) for level in range(self.pyramid.num_levels)]
+        shares = {"denoiser": dict.fromkeys(names, 1 / len(names))}
+        for b, load in enumerate(self.config.levels_per_block):
+            block, fused = f"denoiser.blocks.{b}", names[1:load]
+            shares[f"{block}.rin"] = dict.fromkeys(names[:load], 1 / load)
+            if fused:
+                pairs = sum(range(load))
+                shares[block] = {name: level / pairs for level, name in enumerate(fused, 1)}
+                shares[f"{block}.fusion"] = dict.fromkeys(fused, 1 / len(fused))
+        return shares
+
     def losses(self, role: str, batch: Batch, streams: BatchStreams) -> Losses:
         """Sum over levels of w(sigma_l) |F_l - F*_l|², each a mean over pixels and rows (spec §3.5)."""
         names = [level_name(level) for level in range(self.pyramid.num_levels)]

@@ -78,6 +78,10 @@ class MdmFamily(Family):
         """The stages of every U-Net."""
         return list(self.denoiser.blocks())
 
+    def level_shares(self) -> dict[str, dict[str, float]]:
+        """Each level has a network of its own."""
+        return {f"denoiser.levels.{k}": {level_name(k): 1.0} for k in range(len(self.config.levels))}
+
     def condition_tokens(self, labels_B: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
         """Class tokens [B, 1, S]; None labels mean the null class; None for an unconditional model."""
         if self.labels is None:

@@ -1,0 +1,280 @@
+"""What a preset costs before anything is allocated: parameters, FLOPs, memory by part, days, sampling seconds.
+
+Counts come from a rehearsal on tensors without data; speeds from steps measured on one GPU (measured.py), scaled by
+peak rate for others. Not modelled: fragmentation of the allocator, NCCL's buffers, the CUDA context, loading.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from hpdm_core.config.schema import RunConfig, TrainSection
+from hpdm_core.families.base import Family, Phase
+from hpdm_core.sampling.stage import Outline
+from hpdm_core.training.ema import tracks_of
+from hpdm_core.training.measured import GPU_TFLOPS, SECONDS_PER_KERNEL, WORKSPACE, fastest
+from hpdm_core.training.plan import sampling_outline
+from hpdm_core.training.rehearsal import Rehearsal, StepCost
+from hpdm_core.training.run import rank_rows
+from hpdm_core.training.state import TrainState, phase_batch, phase_steps
+
+GIB = 2**30
+CONTEXT = 0.6 * GIB
+"""CUDA's own share of a GPU's memory."""
+MARGIN = 0.10
+"""Error bar of the predicted peak."""
+
+
+@dataclass(frozen=True)
+class RoleEstimate:
+    """One role of a phase on each of N GPUs. bytes: by part, `workspace` included. blocks: FLOPs of a video."""
+
+    phase: str
+    role: str
+    rows: int
+    micro_batch: int
+    flops: float
+    blocks: Mapping[str, float]
+    levels: Mapping[str, float]
+    bytes: Mapping[str, int]
+    step_seconds: float
+    largest_micro_batch: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Peak of one GPU, without CUDA's context."""
+        return sum(self.bytes.values())
+
+
+@dataclass(frozen=True)
+class PhaseEstimate:
+    """A phase: its roles and, over all of them, speed and length."""
+
+    name: str
+    steps: int
+    videos: int
+    videos_per_s: float
+    days: float
+    roles: tuple[RoleEstimate, ...]
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """A sampling stage of one video."""
+
+    name: str
+    tiles: int
+    calls: int
+    flops: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change of the config and the peak that it leads to."""
+
+    overrides: str
+    bytes: int
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """All of it. `memory` is what a GPU has, in bytes; `rate` the measured step that speeds are taken from."""
+
+    parameters: Mapping[str, int]
+    phases: tuple[PhaseEstimate, ...]
+    sampling: tuple[StageEstimate, ...]
+    sampling_bytes: int
+    outline: Outline
+    gpus: int
+    memory: float
+    tflops: float
+    remedies: tuple[Remedy, ...]
+    checkpoint_bytes: int
+    network_bytes_per_step: int
+
+    @property
+    def peak(self) -> RoleEstimate:
+        """The role that needs most."""
+        return max((role for phase in self.phases for role in phase.roles), key=lambda role: role.total_bytes)
+
+    @property
+    def verdict(self) -> str:
+        """`fits`, `tight` (within the error bar) or `does not fit`."""
+        return verdict(self.peak.total_bytes, self.memory)
+
+    @property
+    def days(self) -> float:
+        """All phases."""
+        return sum(phase.days for phase in self.phases)
+
+
+def verdict(num_bytes: float, memory: float) -> str:
+    """`fits`, `tight` (within the error bar) or `does not fit`."""
+    free = memory - CONTEXT
+    return "fits" if num_bytes * (1 + MARGIN) <= free else "tight" if num_bytes <= free else "does not fit"
+
+
+def estimate(config: RunConfig, *, gpus: int = 1, memory_gib: float = 80.0, tflops: float = GPU_TFLOPS) -> Estimate:
+    """The cost of training and sampling `config`.
+
+    memory_gib: of one GPU. tflops: the dense bf16 rate that its vendor states. Raises ConfigError for a batch that
+    does not divide into `gpus`.
+    """
+    memory = memory_gib * GIB
+    rehearsal = Rehearsal(config)
+    family, scale = rehearsal.family, tflops / GPU_TFLOPS
+    phases = tuple(_phase(rehearsal, phase, gpus, memory, scale) for phase in family.phases())
+    outline = sampling_outline(config, family)
+    sampling = _sampling(rehearsal, outline, scale)
+    parameters = _parameters(family)
+    found = Estimate(
+        parameters, phases, sampling, rehearsal.sampling_bytes + WORKSPACE, outline, gpus, memory, tflops, (),
+        _checkpoint_bytes(parameters, phases), _network_bytes(config.train, phases, gpus),
+    )  # fmt: skip
+    if found.verdict == "does not fit":
+        found = Estimate(**{**vars(found), "remedies": _remedies(config, found)})
+    return found
+
+
+def _phase(rehearsal: Rehearsal, phase: Phase, gpus: int, memory: float, scale: float) -> PhaseEstimate:
+    train = rehearsal.config.train
+    batch = phase_batch(phase, train)
+    roles = tuple(_role(rehearsal, phase, index, gpus, memory, scale) for index in range(len(phase.roles)))
+    steps = phase_steps(phase, train, TrainState())
+    # Roles that take turns share the steps; the others would be active in every step.
+    active = [sum(role.active(step) for step in range(1000)) / 1000 for role in phase.roles]
+    seconds = sum(share * role.step_seconds for share, role in zip(active, roles, strict=True))
+    return PhaseEstimate(phase.name, steps, steps * batch, batch / seconds, steps * seconds / 86400, roles)
+
+
+def _role(rehearsal: Rehearsal, phase: Phase, index: int, gpus: int, memory: float, scale: float) -> RoleEstimate:
+    train = rehearsal.config.train
+    rows, micro = rank_rows(phase_batch(phase, train), train.micro_batch, gpus)
+    cost = rehearsal.step(phase, phase.roles[index], rows, micro, resident=rows > micro or gpus > 1)
+    parts = {**cost.peak, "workspace": WORKSPACE}
+    if train.parallel == "fsdp" and gpus > 1:
+        parts = _sharded(parts, rehearsal.family, gpus)
+    blocks = block_flops(rehearsal.family, cost)
+    free = memory - CONTEXT - sum(parts.values()) + parts["activations"]
+    largest = max(int(micro * free / parts["activations"] / (1 + MARGIN)), 0)
+    return RoleEstimate(
+        phase.name, phase.roles[index].name, rows, micro, cost.total_flops, blocks,
+        level_flops(rehearsal.family, cost), parts, _step_seconds(cost, train, rows, scale),
+        max((m for m in range(1, rows + 1) if rows % m == 0 and m <= largest), default=0),
+    )  # fmt: skip
+
+
+def _step_seconds(cost: StepCost, train: TrainSection, rows: int, scale: float) -> float:
+    """Micro-batches one after another, each as fast as FLOPs or the host's launches allow."""
+    rate = fastest(train.precision, train.bf16_attention, train.compile).tflop_per_s * 1e12 * scale
+    work = cost.total_flops * cost.micro_batch / rate
+    return rows // cost.micro_batch * max(work, cost.kernels * SECONDS_PER_KERNEL)
+
+
+def _sharded(parts: Mapping[str, int], family: Family, gpus: int) -> dict[str, int]:
+    """Parts under FSDP2: state divided, two blocks gathered at a time, the rest gathered throughout."""
+    units = [sum(p.numel() * 4 for p in unit.parameters()) for unit in family.compile_units()]
+    rest = sum(p.numel() * 4 for p in family.parameters()) - sum(units)
+    shared = {name: parts[name] // gpus for name in ("weights", "gradients", "moments", "averages")}
+    return {**parts, **shared, "gathered": rest + 3 * max(units, default=0)}
+
+
+def block_flops(family: Family, cost: StepCost) -> dict[str, float]:
+    """FLOPs of a training video in each repeated block, then `rest`."""
+    names = {id(module): name for name, module in family.named_modules()}
+    found = {names[id(unit)]: cost.flops_below(names[id(unit)]) for unit in family.compile_units()}
+    found = {name: flops for name, flops in found.items() if flops}
+    return {**found, "rest": cost.total_flops - sum(found.values())}
+
+
+def level_flops(family: Family, cost: StepCost) -> dict[str, float]:
+    """FLOPs of a training video by level; {} for a family without levels."""
+    shares, found = family.level_shares(), {}
+    for name, flops in cost.flops.items():
+        parents = list(itertools.accumulate(name.split("."), lambda a, b: f"{a}.{b}"))
+        owner = next((p for p in reversed(parents) if p in shares), None)
+        for level, share in (shares[owner] if owner is not None else {}).items():
+            found[level] = found.get(level, 0.0) + share * flops
+    return found
+
+
+def _parameters(family: Family) -> dict[str, int]:
+    """By child module of the family, and by child of a child that holds nearly all."""
+    found: dict[str, int] = {}
+    for name, child in family.named_children():
+        for part, module in _split(name, child):
+            found[part] = sum(p.numel() for p in module.parameters())
+    found["total"] = sum(p.numel() for p in family.parameters())
+    direct = found["total"] - sum(v for k, v in found.items() if k != "total")
+    return {**found, **({"other": direct} if direct else {})}
+
+
+def _split(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
+    parts = [(f"{name}.{child}", m) for child, m in module.named_children() if any(True for _ in m.parameters())]
+    return parts if len(parts) > 1 else [(name, module)]
+
+
+def _sampling(rehearsal: Rehearsal, outline: Outline, scale: float) -> tuple[StageEstimate, ...]:
+    sample = rehearsal.config.sample
+    rate = fastest(sample.precision, False, sample.compile).tflop_per_s * 1e12 * scale
+    found = []
+    for stage, cost in zip(outline.stages, rehearsal.stages(), strict=True):
+        once = max(cost.setup_flops / rate, cost.setup_kernels * SECONDS_PER_KERNEL)
+        each = max(cost.call_flops / rate, cost.call_kernels * SECONDS_PER_KERNEL)
+        flops = cost.setup_flops + stage.calls * cost.call_flops
+        found.append(
+            StageEstimate(stage.name, stage.tiles, stage.calls * stage.tiles, flops, once + stage.calls * each)
+        )
+    return tuple(found)
+
+
+def _checkpoint_bytes(parameters: Mapping[str, int], phases: tuple[PhaseEstimate, ...]) -> int:
+    """Weights, moments and EMA tracks in the last phase, and the weights file of the first track."""
+    state = phases[-1].roles[0].bytes
+    return 2 * 4 * parameters["total"] + state["moments"] + state["averages"]
+
+
+def _network_bytes(train: TrainSection, phases: tuple[PhaseEstimate, ...], gpus: int) -> int:
+    """Bytes that one GPU sends per step: a ring all-reduce of the gradients, or FSDP2's gathers and scatter."""
+    role = phases[-1].roles[0]
+    weights = role.bytes["weights"] * (gpus if train.parallel == "fsdp" and gpus > 1 else 1)
+    share = (gpus - 1) / gpus
+    if train.parallel == "ddp":
+        return int(2 * share * role.bytes["gradients"]) if gpus > 1 else 0
+    return int(share * weights * (2 * (role.rows // role.micro_batch) + 1))
+
+
+def _remedies(config: RunConfig, found: Estimate) -> tuple[Remedy, ...]:
+    """Changes that lower the peak, each rehearsed alone."""
+    train, peak = config.train, found.peak
+    changes: dict[str, TrainSection] = {}
+    if peak.largest_micro_batch:
+        changes["micro_batch"] = train.model_copy(update={"micro_batch": peak.largest_micro_batch})
+    if not train.activation_checkpointing:
+        changes["activation_checkpointing"] = train.model_copy(update={"activation_checkpointing": True})
+    if train.precision != "bf16":
+        changes["precision"] = train.model_copy(update={"precision": "bf16"})
+    if len(tracks_of(train.ema)) > 1:
+        ema = train.ema.model_copy(update={"widths": train.ema.widths[:1]})
+        changes["ema.widths"] = train.model_copy(update={"ema": ema})
+    if train.parallel == "ddp" and found.gpus > 1:
+        changes["parallel"] = train.model_copy(update={"parallel": "fsdp"})
+    return tuple(_remedy(config, name, changed, found) for name, changed in changes.items())
+
+
+def _remedy(config: RunConfig, key: str, train: TrainSection, found: Estimate) -> Remedy:
+    rehearsal = Rehearsal(config.model_copy(update={"train": train}))
+    phase = next(phase for phase in rehearsal.family.phases() if phase.name == found.peak.phase)
+    index = [role.name for role in phase.roles].index(found.peak.role)
+    value: object = train
+    for name in key.split("."):
+        value = getattr(value, name)
+    text = str(list(value) if isinstance(value, tuple) else value)
+    size = _role(rehearsal, phase, index, found.gpus, found.memory, 1.0).total_bytes
+    return Remedy(f"train.{key}={text.lower()}", size, verdict(size, found.memory) != "does not fit")

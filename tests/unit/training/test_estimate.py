@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
+from hpdm_core.config.schema import RunConfig
+from hpdm_core.errors import ConfigError
+from hpdm_core.families.registry import build_family, load_run_config
+from hpdm_core.rng import BatchStreams
+from hpdm_core.training.estimate import estimate, level_flops, verdict
+from hpdm_core.training.measured import CALIBRATION, STEPS, WORKSPACE, fastest
+from hpdm_core.training.rehearsal import Rehearsal, StepCost, empty_batch
+from hpdm_core.training.source import class_condition, with_classes
+
+GIB = 2**30
+
+
+def config_of(preset: str, *overrides: str) -> RunConfig:
+    return load_run_config(preset, overrides)
+
+
+def last_step(rehearsal: Rehearsal, rows: int, micro: int | None = None, *, resident: bool = False) -> StepCost:
+    phase = rehearsal.family.phases()[-1]
+    return rehearsal.step(phase, phase.roles[0], rows, micro or rows, resident=resident)
+
+
+@pytest.mark.parametrize("preset", ["hpdm-smoke", "pvdm-smoke", "mdm-smoke"])
+def test_flops_are_those_of_a_real_step(preset: str) -> None:
+    rehearsal = Rehearsal(config_of(preset))
+    cost = last_step(rehearsal, 2)
+    config = rehearsal.config
+    family = build_family(with_classes(config, ["any"]) if class_condition(config) else config)
+    phase = family.phases()[-1]
+    trained = {id(p) for m in phase.roles[0].modules for p in family.get_submodule(m).parameters()}
+    for p in family.parameters():
+        p.requires_grad_(id(p) in trained)
+    batch = empty_batch(family.view(phase.name), 2)
+    for video in batch.videos.values():
+        video.zero_()
+    with FlopCounterMode(display=False) as counter:
+        family(phase.roles[0].name, batch, BatchStreams(rehearsal.config.train.seed, [0, 1])).total.backward()
+    assert cost.total_flops * 2 == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    own = sum(parameter.numel() for parameter in family.parameters())
+    assert sum(p.numel() for p in rehearsal.family.parameters()) == own
+
+
+def test_flops_of_a_block_grow_with_its_levels_and_add_up_by_level() -> None:
+    rehearsal = Rehearsal(config_of("hpdm-smoke"))
+    cost = last_step(rehearsal, 1)
+    load = rehearsal.config.model.levels_per_block  # type: ignore[attr-defined]
+    blocks = [cost.flops_below(f"denoiser.blocks.{b}") for b in range(len(load))]
+    assert blocks[-1] > 1.9 * blocks[0]
+    levels = level_flops(rehearsal.family, cost)
+    assert sum(levels.values()) == pytest.approx(cost.total_flops, rel=1e-6)
+    assert list(levels.values()) == sorted(levels.values(), reverse=True)
+
+
+def test_checkpointed_activations_take_less_memory_and_more_flops() -> None:
+    kept = last_step(Rehearsal(config_of("hpdm-smoke")), 4)
+    again = last_step(Rehearsal(config_of("hpdm-smoke", "train.activation_checkpointing=true")), 4)
+    assert again.peak["activations"] < 0.7 * kept.peak["activations"]
+    assert 1.2 * kept.total_flops < again.total_flops < 1.4 * kept.total_flops
+
+
+def test_memory_grows_with_the_micro_batch_and_not_with_the_rows_behind_it() -> None:
+    rehearsal = Rehearsal(config_of("hpdm-smoke"))
+    one, two, four = (last_step(rehearsal, rows) for rows in (4, 8, 16))
+    assert one.bytes < two.bytes < four.bytes
+    held = [cost.peak["activations"] for cost in (one, two, four)]
+    assert held[2] - held[1] == pytest.approx(2 * (held[1] - held[0]), rel=0.05)
+    split = last_step(rehearsal, 16, 4)
+    assert split.peak["activations"] == pytest.approx(one.peak["activations"], rel=0.01)
+    assert split.peak["inputs"] > one.peak["inputs"]
+
+
+def test_state_is_counted_to_the_byte() -> None:
+    rehearsal = Rehearsal(config_of("hpdm-smoke"))
+    cost = last_step(rehearsal, 4, 1, resident=True)
+    exact = sum(-(-4 * p.numel() // 512) * 512 for p in rehearsal.family.parameters())
+    tensors = sum(1 for _ in rehearsal.family.parameters())
+    assert cost.peak["averages"] == cost.peak["gradients"] == exact
+    assert cost.peak["moments"] == 2 * exact + 512 * tensors  # and one step counter each
+    assert 0 <= cost.peak["weights"] - exact <= 512 * 16
+
+
+def test_patch_memory_per_level_does_not_depend_on_the_resolution() -> None:
+    two, three, four = (at_scale(doublings) for doublings in (1, 2, 3))
+    assert four - three == pytest.approx(three - two, rel=0.25)
+    assert four < 1.5 * three
+
+
+def at_scale(doublings: int) -> int:
+    """Activations of a pyramid of `doublings` + 1 levels over one patch size, all levels in all blocks."""
+    patch = config_of("hpdm-smoke").model.patch  # type: ignore[attr-defined]
+    video = [side * 2**doublings for side in patch]
+    overrides = (f"model.video={video}", f"model.levels_per_block={[doublings + 1] * 2}")
+    return last_step(Rehearsal(config_of("hpdm-smoke", *overrides)), 8).peak["activations"]
+
+
+@pytest.mark.parametrize("row", [STEPS[8]], ids=["ucf101-l-16"])
+def test_measured_peaks_that_calibrated_nothing_are_met_within_a_tenth(row) -> None:
+    assert row not in CALIBRATION
+    overrides = (*row.overrides, f"train.precision={row.precision}")
+    cost = last_step(Rehearsal(config_of(row.preset, *overrides)), row.batch)
+    assert (cost.bytes + WORKSPACE) / GIB == pytest.approx(row.gib, rel=0.10)
+    assert cost.total_flops / 1e12 == pytest.approx(row.tflop, rel=0.002)
+
+
+def test_an_estimate_says_what_would_make_it_fit() -> None:
+    config = config_of("hpdm-smoke", "train.batch_size=4")
+    small = estimate(config, memory_gib=0.6 + 200 / 1024)
+    assert small.verdict == "does not fit"
+    assert any("activation_checkpointing=true" in remedy.overrides for remedy in small.remedies)
+    assert verdict(79 * GIB, 80 * GIB) == "tight"
+    assert verdict(60 * GIB, 80 * GIB) == "fits"
+
+
+def test_gpus_share_the_batch_and_the_days() -> None:
+    config = config_of("hpdm-smoke", "train.batch_size=8", "train.micro_batch=2")
+    one, four = estimate(config), estimate(config, gpus=4)
+    assert four.days == pytest.approx(one.days / 4)
+    assert four.network_bytes_per_step == int(1.5 * four.peak.bytes["gradients"])
+    sharded = estimate(config_of("hpdm-smoke", "train.batch_size=8", "train.parallel=fsdp"), gpus=4)
+    assert sharded.peak.bytes["moments"] * 3 < four.peak.bytes["moments"]
+    with pytest.raises(ConfigError):
+        estimate(config, gpus=3)
+
+
+def test_unmeasured_tf32_is_given_the_lower_bound() -> None:
+    assert fastest("tf32", False, True) == fastest("fp32", False, True)
+    assert fastest("bf16", False, True).tflop_per_s == pytest.approx(388, abs=1)
+
+
+def test_nothing_real_is_allocated() -> None:
+    rehearsal = Rehearsal(config_of("hpdm-smoke"))
+    assert all(type(p.data).__name__ == "FakeTensor" for p in rehearsal.family.parameters())
