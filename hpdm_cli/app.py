@@ -6,6 +6,7 @@ command runs or shows its own help.
 
 from __future__ import annotations
 
+import errno
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from hpdm_cli import console
-from hpdm_core.errors import HpdmError
+from hpdm_core.errors import EnvironmentProblem, HpdmError
 from hpdm_core.version import __version__
 
 COMMANDS = {
@@ -63,6 +64,13 @@ class LazyGroup(TyperGroup):
                 console.print_traceback()
             console.print_error(error)
             raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            # A disk that is full or may not be written to is the machine's fault; anything nameless is a bug.
+            if ctx.params.get("traceback") or not (error.filename or error.errno == errno.ENOSPC):
+                raise
+            problem = EnvironmentProblem(f"{error.strerror}: {error.filename or 'while writing'}")
+            console.print_error(problem)
+            raise typer.Exit(problem.exit_code) from error
 
 
 def _load(name: str) -> Any:

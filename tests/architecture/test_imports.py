@@ -27,7 +27,6 @@ DEFERRED = {
     "av": {"hpdm_core.data.backends", "hpdm_core.data.decode", "hpdm_core.data.write"},
     "moviepy": {"hpdm_core.data.write"},
     "open_clip": {"hpdm_core.conditioning.clip"},
-    "timm": {"hpdm_core.training.optim"},
     "torch.utils.tensorboard": {"hpdm_core.training.hooks"},
     "ray": {"hpdm_core.data.ray"},
     "scipy": None,

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from hpdm_cli.app import app
 from hpdm_core import load_model, sample
-from hpdm_core.data.write import read_npz
+from hpdm_core.data.write import read_metadata, read_npz
 
 
 def hpdm(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
@@ -119,3 +119,29 @@ def test_mistakes_exit_by_kind_and_say_what_to_do(
     assert result.exit_code == code, result.output
     assert words in result.stderr
     assert result.stderr.splitlines()[-1].startswith(("error: ", "hint: "))
+
+
+def test_a_format_can_be_added_to_samples_that_exist(folder: Path, here) -> None:
+    line = "sample --ckpt runs/hpdm-smoke --num 1 --level 0 --out more --device cpu --format"
+    for formats in ("png", "png,gif,mp4", "png,gif,mp4,npz"):
+        result = here(f"{line} {formats}")
+        assert result.exit_code == 0, result.output
+    assert len(list((folder / "more/seed_000000").glob("*.png"))) == 2
+    for suffix in ("gif", "mp4"):
+        assert read_metadata(folder / f"more/seed_000000.{suffix}")["seed"] == 0
+    assert read_npz(folder / "more/seed_000000.npz")[0].shape == (2, 8, 8, 3)
+
+
+def test_samples_of_other_settings_are_not_mixed(here) -> None:
+    line = "sample --ckpt runs/hpdm-smoke --num 1 --level 0 --out apart --device cpu --format npz"
+    assert here(line).exit_code == 0
+    result = here(f"{line} --steps 5")
+    assert result.exit_code == 2
+    assert "other settings" in result.stderr
+
+
+def test_a_place_that_cannot_be_written_is_one_line(folder: Path, here) -> None:
+    (folder / "file").write_text("in the way")
+    result = here("sample --ckpt runs/hpdm-smoke --num 1 --level 0 --out file/samples --device cpu")
+    assert result.exit_code == 2
+    assert "file" in result.stderr.splitlines()[-1]
