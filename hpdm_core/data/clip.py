@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from hpdm_core.data.backends import BACKENDS, Chunks
 from hpdm_core.data.codecs import Codec, Size, encode_frames
 from hpdm_core.data.decode import CHUNK_FRAMES, check_readable, decode_into
+from hpdm_core.data.disk import writing_to
 from hpdm_core.data.sources.base import SourceClip
 from hpdm_core.data.synthetic import render_clip
 from hpdm_core.errors import CorruptVideo
@@ -60,7 +61,10 @@ class ClipResult:
 
 
 def prepare_clip(job: ClipJob) -> ClipResult:
-    """Append one clip to its shard files. Raises CorruptVideo, leaving bytes past the offsets undefined."""
+    """Append one clip to its shard files.
+
+    Raises CorruptVideo, leaving bytes past the offsets undefined; DataError where the shard cannot be written.
+    """
     clip = job.clip
     if clip.synthetic is not None:
         return _prepare_synthetic(job)
@@ -144,15 +148,23 @@ def _file_hash(paths: tuple[Path, ...]) -> str:
 def _store(job: ClipJob, chunks: Chunks) -> _Sink:
     """Write the chunks at every size, from the job's offsets on."""
     sink = _Sink(job)
-    with ExitStack() as stack:
+    with writing_to(job.files[0].parent), ExitStack() as stack:
         files = [stack.enter_context(path.open("r+b")) for path in job.files]
         for file, offset in zip(files, job.offsets, strict=True):
             file.truncate(offset)
             file.seek(offset)
-        for chunk in chunks:
+        for chunk in _from_source(chunks):
             for part in _small_parts(chunk):
                 sink.write(files, part)
     return sink
+
+
+def _from_source(chunks: Chunks) -> Chunks:
+    """The chunks; a source that cannot be read must not look like a store that cannot be written."""
+    try:
+        yield from chunks
+    except OSError as error:
+        raise CorruptVideo(str(error), reason="unreadable") from error
 
 
 def _small_parts(chunk: np.ndarray) -> Iterator[np.ndarray]:

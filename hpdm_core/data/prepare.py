@@ -2,7 +2,7 @@
 
 Clips are divided into shards in the order of the scan. Shards are independent pieces of work: each is made by one
 thread that drives one killable child process, so the bytes of a store do not depend on the number of workers
-or on interruptions. A finished shard is never rewritten.
+or on interruptions. A finished shard is rewritten only where a clip failed that may succeed now (`resume`).
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ from typing import Any
 
 from hpdm_core.data.backends import CHILD_ENVIRONMENT, available_backends
 from hpdm_core.data.clip import Recipe, prepare_clip
+from hpdm_core.data.disk import writing_to
 from hpdm_core.data.isolate import ChildDied, DeadlineExceeded, IsolatedWorker
+from hpdm_core.data.resume import RETRIED, standing_record
 from hpdm_core.data.shard import (
     CLIPS_PER_SHARD,
     SHARDS,
     Record,
     ShardBuilder,
+    read_json,
     read_shard_record,
     write_json,
     write_text,
 )
 from hpdm_core.data.sources.base import Problem, Scan, SourceClip
 from hpdm_core.data.store import INDEX, QUARANTINE, SCHEMA, STORE_FILE, store_fingerprint
-from hpdm_core.errors import ConfigError, CorruptVideo, DataError
+from hpdm_core.errors import ConfigError, CorruptVideo, DataError, HpdmError
 from hpdm_core.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -97,7 +100,8 @@ def prepare_store(
 ) -> Summary:
     """Prepare every clip of `scan` into the store at `out`, continuing one that was interrupted.
 
-    `command` is recorded in the store as what made it. Raises ConfigError if `out` holds something else, and DataError,
+    Clips that failed for a reason that may pass, such as the deadline, are tried again. `command` is recorded in the
+    store as what made it. Raises ConfigError if `out` holds something else, DataError if `out` cannot be written, or,
     after all clips were tried, if more than `options.max_bad` failed or none is left.
     """
     available_backends(recipe.backends)
@@ -121,11 +125,21 @@ def _plan(scan: Scan, recipe: Recipe) -> Record:
 @contextmanager
 def _claimed(out: Path, plan: Record) -> Iterator[None]:
     """Hold the store for this process; refuse a folder that is not this plan's store."""
+    with writing_to(out):
+        _begin(out, plan)
+        file = (out / PLAN).open("r+b")
+    with file:
+        _lock(file.fileno(), out)
+        yield
+
+
+def _begin(out: Path, plan: Record) -> None:
+    """Make the folder with its plan, or compare the plan that is there."""
     path = out / PLAN
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file", hint="--out names a folder")
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         changed = [key for key in plan if found.get(key) != plan[key]]
         if changed:
             raise ConfigError(
@@ -137,9 +151,6 @@ def _claimed(out: Path, plan: Record) -> Iterator[None]:
     (out / SHARDS).mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         write_json(path, plan, indent=1)
-    with path.open("r+b") as file:
-        _lock(file.fileno(), out)
-        yield
 
 
 def _difference(found: Record, plan: Record, key: str) -> str:
@@ -187,7 +198,7 @@ class _Work:
         """Make every shard that is not finished."""
         pending = []
         for number, clips in enumerate(shards):
-            record = read_shard_record(self._out, number)
+            record = standing_record(self._out, number, clips)
             if record is None:
                 pending.append((number, clips))
             else:
@@ -195,6 +206,9 @@ class _Work:
                 self._kept += len(record["clips"])
                 self._bad += len(record["quarantine"])
                 self._frames += sum(clip["num_frames"] for clip in record["clips"])
+        if pending:  # the store is not whole until they are done
+            with writing_to(self._out):
+                (self._out / STORE_FILE).unlink(missing_ok=True)
         self._count()
         children: queue.SimpleQueue[IsolatedWorker] = queue.SimpleQueue()
         crew = [
@@ -231,33 +245,46 @@ class _Work:
     ) -> None:
         child = children.get()
         try:
-            builder = ShardBuilder(self._out, number, self._recipe)
+            with writing_to(self._out):
+                builder = ShardBuilder(self._out, number, self._recipe)
             for clip in clips:
                 if self._stopping.is_set():
                     return
                 self._make_clip(builder, clip, child)
-            builder.finish()
+            if self._stopping.is_set():  # the last clip may have died with its child: no record without it
+                return
+            with writing_to(self._out):
+                builder.finish()
         finally:
             children.put(child)
 
     def _make_clip(self, builder: ShardBuilder, clip: SourceClip, child: IsolatedWorker) -> None:
         try:
             result = child.call(prepare_clip, self._deadline, builder.job(clip))
-        except CorruptVideo as error:
-            problem = Problem(clip.id, error.reason, str(error))
-        except DeadlineExceeded:
-            problem = Problem(clip.id, "timeout", f"not decoded within {self._deadline:g} s")
-        except ChildDied as error:
-            if self._stopping.is_set():
-                return
-            problem = Problem(clip.id, "crashed", f"the decoder died: {error}")
+        except Exception as error:  # what one file sets off, in any decoder, costs that file and not the run
+            problem = self._problem(clip, error)
         else:
             builder.add(clip, result, None if clip.label is None else self._labels[clip.label])
             self._count(kept=1, frames=result.num_frames)
             return
-        logger.info("%s: %s", problem.path, problem.reason)
-        builder.refuse(problem)
+        logger.info("%s: %s: %s", problem.path, problem.reason, problem.detail)
+        builder.refuse(clip, problem)
         self._count(bad=1)
+
+    def _problem(self, clip: SourceClip, error: Exception) -> Problem:
+        """What `error` says of `clip`; raised again where it is about machine, store or settings."""
+        if isinstance(error, CorruptVideo):
+            return Problem(clip.id, error.reason, str(error))
+        if isinstance(error, HpdmError):
+            raise error
+        if isinstance(error, DeadlineExceeded):
+            return Problem(clip.id, "timeout", f"not decoded within {self._deadline:g} s")
+        if isinstance(error, ChildDied):
+            return Problem(clip.id, "crashed", f"the decoder died: {error}")
+        detail = f"{type(error).__name__}: {error}"
+        if isinstance(error, MemoryError):
+            return Problem(clip.id, "out-of-memory", detail)
+        return Problem(clip.id, "unreadable" if isinstance(error, OSError) else "decode-error", detail)
 
     def _count(self, kept: int = 0, bad: int = 0, frames: int = 0) -> None:
         with self._lock:
@@ -281,16 +308,18 @@ def _complete(
     """Write quarantine, index and, if enough clips are good, `store.json`, which makes the store readable."""
     quarantine = [{"path": p.path, "reason": p.reason, "detail": p.detail} for p in scan.problems]
     quarantine += [problem for record in records for problem in record["quarantine"]]
-    write_text(out / QUARANTINE, _lines(quarantine))
+    with writing_to(out):
+        write_text(out / QUARANTINE, _lines(quarantine))
     clips = [clip for record in records for clip in record["clips"]]
     reasons = dict(Counter(problem["reason"] for problem in quarantine).most_common())
     _check_enough(out, len(clips), reasons, options.max_bad)
     index = _lines(clips)
-    write_text(out / INDEX, index)
     about = _describe(scan, recipe, records, command)
     about["num_quarantined"] = len(quarantine)
     about["fingerprint"] = store_fingerprint(about, index)
-    write_json(out / STORE_FILE, about, indent=1)
+    with writing_to(out):
+        write_text(out / INDEX, index)
+        write_json(out / STORE_FILE, about, indent=1)
     num_bytes = sum(size for record in records for size in record["files"].values())
     return Summary(out, len(clips), about["num_frames"], reasons, num_bytes, about["fingerprint"])
 
@@ -318,12 +347,15 @@ def _check_enough(out: Path, kept: int, reasons: dict[str, int], max_bad: float 
     bad = sum(reasons.values())
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     where = out / QUARANTINE
+    passing = sum(count for reason, count in reasons.items() if reason in RETRIED)
+    again = f"; the same command tries {passing} of them again" if passing else ""
+    again += ", --deadline gives them longer" if "timeout" in reasons else ""
     if kept == 0:
-        raise DataError(f"no usable clip: all {bad} failed ({counts})", hint=f"reasons are in {where}")
+        raise DataError(f"no usable clip: all {bad} failed ({counts})", hint=f"reasons are in {where}{again}")
     if bad > (max_bad * (kept + bad) if isinstance(max_bad, float) else max_bad):
         raise DataError(
             f"{bad} of {kept + bad} clips could not be used ({counts})",
-            hint=f"see {where}; to accept that, run the same command with --max-bad {bad} (finished work is kept)",
+            hint=f"see {where}{again}; to accept them, add --max-bad {bad} (finished work is kept)",
         )
 
 

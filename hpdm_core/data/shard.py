@@ -6,7 +6,7 @@ Layout of a store:
     plan.json             what is being prepared; guards against continuing with other settings
     index.jsonl           one line per clip
     quarantine.jsonl      one line per clip that could not be used
-    shards/00000.json     record of a finished shard: its clips, its quarantine, its files' sizes
+    shards/00000.json     record of a finished shard: its clips, its quarantine, the sizes of its and its sources' files
     shards/00000-128x128.npy
 """
 
@@ -22,6 +22,7 @@ import numpy as np
 from hpdm_core.data.clip import ClipJob, ClipResult, Recipe
 from hpdm_core.data.codecs import data_file, file_header, offsets_file
 from hpdm_core.data.sources.base import Problem, SourceClip
+from hpdm_core.errors import DataError
 
 SHARDS = "shards"
 CLIPS_PER_SHARD = 16
@@ -37,7 +38,25 @@ def shard_name(number: int) -> str:
 def read_shard_record(store: Path, number: int) -> Record | None:
     """The record of a finished shard, or None."""
     path = store / SHARDS / f"{shard_name(number)}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
+
+
+def read_json(path: Path) -> Record:
+    """A JSON object that this package wrote. Raises DataError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}", hint="delete the store and run hpdm prepare-data again"
+        ) from error
+
+
+def source_bytes(clip: SourceClip) -> int | None:
+    """The size of the clip's files together; None where one cannot be seen."""
+    try:
+        return sum(path.stat().st_size for path in clip.paths)
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return None
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
@@ -72,6 +91,7 @@ class ShardBuilder:
         self._frame_bytes: list[list[int]] = [[] for _ in recipe.sizes]
         self._clips: list[Record] = []
         self._problems: list[Record] = []
+        self._source_bytes: dict[str, int | None] = {}
         self._num_frames = 0
 
     def _data_names(self) -> list[str]:
@@ -83,6 +103,7 @@ class ShardBuilder:
 
     def add(self, clip: SourceClip, result: ClipResult, label: int | None) -> None:
         """Take a clip that its job has written."""
+        self._source_bytes[clip.id] = source_bytes(clip)
         self._clips.append(
             {
                 "id": clip.id,
@@ -106,8 +127,9 @@ class ShardBuilder:
             self._offsets[i] += sum(lengths)
             self._frame_bytes[i].extend(lengths)
 
-    def refuse(self, problem: Problem) -> None:
+    def refuse(self, clip: SourceClip, problem: Problem) -> None:
         """Note a clip that could not be prepared; what its job wrote is overwritten."""
+        self._source_bytes[clip.id] = source_bytes(clip)
         self._problems.append({"path": problem.path, "reason": problem.reason, "detail": problem.detail})
 
     def finish(self) -> Record:
@@ -126,6 +148,11 @@ class ShardBuilder:
                 offsets = self._folder / offsets_file(self._name, size)
                 np.save(offsets, np.cumsum([0, *self._frame_bytes[i]], dtype=np.int64))
                 sizes[offsets.name] = offsets.stat().st_size
-        record = {"clips": self._clips, "quarantine": self._problems, "files": sizes}
+        record = {
+            "clips": self._clips,
+            "quarantine": self._problems,
+            "source_bytes": self._source_bytes,
+            "files": sizes,
+        }
         write_json(self._folder / f"{self._name}.json", record)
         return record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,98 @@ def test_an_interrupted_preparation_continues_and_ends_the_same(tmp_path: Path) 
     assert seen[0].resumed == 16
     assert (finished.stat().st_mtime_ns, finished.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
+def test_a_stop_loses_no_clip_that_another_worker_holds(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    root = tmp_path / "src"
+    root.mkdir()
+    first = write_lossless(root / "a00.avi", sample_video(frames=2))
+    for name in (*(f"a{i:02d}.avi" for i in range(1, 15)), "b_slow.avi", "c.avi"):  # b_slow ends the first shard
+        shutil.copy(first, root / name)
+    (root / "wait").touch()
+    recipe = Recipe(RECIPE.sizes, backends=("tests.support.decoders:waiting",))
+    options = PrepareOptions(workers=2)
+
+    def stop_at_the_slow_one(progress: Progress) -> None:
+        if progress.done == 16:
+            raise Stop
+
+    scan = scan_source(SourceOptions(path=root, kind="folder"))
+    with pytest.raises(Stop):
+        prepare_store(scan, tmp_path / "broken", recipe, options, on_progress=stop_at_the_slow_one)
+    assert not (tmp_path / "broken" / "shards" / "00000.json").exists()
+    (root / "wait").unlink()
+    prepare_store(scan, tmp_path / "broken", recipe, options)
+    prepare_store(scan, tmp_path / "whole", recipe, options)
+    assert len(VideoStore.open(tmp_path / "broken")) == 17
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
+def test_the_same_command_tries_again_what_may_succeed_now(tmp_path: Path) -> None:
+    root = tmp_path / "src"
+    root.mkdir()
+    for name in ("a.avi", "b_slow.avi"):
+        write_lossless(root / name, sample_video(frames=2))
+    (root / "bad.mp4").write_text("no video")
+    (root / "wait").touch()
+    recipe = Recipe(RECIPE.sizes, backends=("tests.support.decoders:waiting",))
+    source = {"path": root, "kind": "folder", "recipe": recipe}
+    with pytest.raises(DataError, match="1 timeout") as caught:
+        made(tmp_path / "store", options=PrepareOptions(max_bad=1, deadline=3, workers=1), **source)
+    assert "the same command tries 1 of them again, --deadline gives them longer" in caught.value.hint
+    accepted = made(tmp_path / "store", options=PrepareOptions(max_bad=2, deadline=3, workers=1), **source)
+    assert [c.id for c in accepted.clips] == ["a.avi"]
+    (root / "wait").unlink()
+    store = made(tmp_path / "store", options=PrepareOptions(max_bad=1, workers=1), **source)
+    assert [c.id for c in store.clips] == ["a.avi", "b_slow.avi"]
+    whole = made(tmp_path / "whole", options=PrepareOptions(max_bad=1, workers=1), **source)
+    assert contents(store.path) == contents(whole.path)
+
+
+def test_other_files_of_the_same_names_are_refused(tmp_path: Path) -> None:
+    root = tmp_path / "src"
+    root.mkdir()
+    write_lossless(root / "a.avi", sample_video(0, frames=2))
+    (root / "b.avi").write_text("no video")
+    options = PrepareOptions(max_bad=1, workers=1)
+    made(tmp_path / "store", options=options, path=root)
+    write_lossless(root / "b.avi", sample_video(1, frames=2))  # a bad file may be mended
+    assert len(made(tmp_path / "store", options=options, path=root)) == 2
+    moved = root.rename(tmp_path / "moved")  # and a source may move
+    assert len(made(tmp_path / "store", options=options, path=moved)) == 2
+    write_lossless(moved / "a.avi", sample_video(0, frames=9))
+    with pytest.raises(ConfigError, match=r"other files: a\.avi is not the size it was"):
+        made(tmp_path / "store", options=options, path=moved)
+
+
+def test_whatever_a_decoder_raises_costs_one_clip(tmp_path: Path) -> None:
+    root = tmp_path / "src"
+    root.mkdir()
+    for name in ("disk", "good", "memory", "own", "value"):
+        write_lossless(root / f"{name}.avi", sample_video(frames=2))
+    recipe = Recipe(RECIPE.sizes, backends=("tests.support.decoders:failing",))
+    store = made(tmp_path / "store", recipe=recipe, options=PrepareOptions(max_bad=4, workers=1), path=root)
+    assert [c.id for c in store.clips] == ["good.avi"]
+    found = [json.loads(line) for line in (store.path / "quarantine.jsonl").read_text().splitlines()]
+    assert {q["path"]: q["reason"] for q in found} == {
+        "disk.avi": "unreadable",
+        "memory.avi": "out-of-memory",
+        "own.avi": "decode-error",
+        "value.avi": "decode-error",
+    }
+    details = {q["path"]: q["detail"] for q in found}
+    assert details["value.avi"] == "ValueError: buffer is too small"
+    assert "1 and 2" in details["own.avi"]
+
+
+def test_a_decoder_that_does_not_exist_stops_the_run(tmp_path: Path) -> None:
+    write_lossless(tmp_path / "a.avi", sample_video(frames=2))
+    recipe = Recipe(RECIPE.sizes, backends=("tests.support.decoders:no_such_function",))
+    with pytest.raises(ConfigError, match="no_such_function"):
+        made(tmp_path / "store", recipe=recipe, path=tmp_path / "a.avi")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
@@ -224,7 +317,39 @@ def test_a_full_disk_is_no_corrupt_video(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(prepare.ShardBuilder, "finish", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DataError, match=r"cannot write to .*store: No space"):
+        made(tmp_path / "store", kind="synthetic", num_clips=2, num_frames=2)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_a_disk_that_fills_up_under_a_decoder_stops_the_run(tmp_path: Path) -> None:
+    import resource
+
+    scan = scan_source(SourceOptions(kind="synthetic", num_clips=2, num_frames=9))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # the child process inherits it
+    try:
+        with pytest.raises(DataError, match=r"cannot write to .*shards: File too large"):
+            prepare_store(scan, tmp_path / "store", RECIPE, ONE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "store" / "quarantine.jsonl").exists()
+
+
+def test_a_store_that_may_not_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *args: object, **kwargs: object) -> None:
+        raise OSError(30, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(DataError, match=r"cannot write to .*store: Read-only") as caught:
+        made(tmp_path / "store", kind="synthetic", num_clips=2, num_frames=2)
+    assert caught.value.hint
+
+
+def test_a_damaged_plan_is_named(tmp_path: Path) -> None:
+    made(tmp_path / "store", kind="synthetic", num_clips=2, num_frames=2)
+    (tmp_path / "store" / "plan.json").write_text("{")
+    with pytest.raises(DataError, match=r"plan\.json cannot be read"):
         made(tmp_path / "store", kind="synthetic", num_clips=2, num_frames=2)
 
 
