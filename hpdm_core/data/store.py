@@ -83,9 +83,14 @@ class VideoStore:
     def open(cls, path: str | Path) -> VideoStore:
         """Open the store at `path`. Raises DataError if there is none, or it is unfinished, damaged or too new."""
         path = Path(path)
-        about = _read_about(path)
-        clips = tuple(_read_index(path))
-        text = (path / INDEX).read_text(encoding="utf-8")
+        try:
+            about = _read_about(path)
+            clips = tuple(_read_index(path))
+            text = (path / INDEX).read_text(encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error}", hint="check its permissions and the disk") from error
+        except UnicodeDecodeError as error:
+            raise _damaged(path / INDEX, str(error)) from error
         if len(clips) != about["num_clips"] or store_fingerprint(about, text) != about["fingerprint"]:
             raise _damaged(path / INDEX, "it does not match store.json")
         return cls(path, about, clips)
@@ -149,7 +154,14 @@ class VideoStore:
             return self._readers[key]
         self.require_sizes([size])
         self._check_files(shard, size)
-        self._readers[key] = open_frames(self.path / "shards", f"{shard:05d}", size, self.codec)
+        try:
+            self._readers[key] = open_frames(self.path / "shards", f"{shard:05d}", size, self.codec)
+        except OSError as error:
+            raise DataError(
+                f"{self.path} cannot be read: {error}", hint="check its permissions and the disk"
+            ) from error
+        except (ValueError, EOFError) as error:  # not the header that numpy expects
+            raise _damaged(self.path / "shards" / f"{shard:05d}-{size_name(size)}", str(error)) from error
         if len(self._readers) > MAX_OPEN_FILES:
             self._readers.popitem(last=False)
         return self._readers[key]

@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +30,8 @@ Metadata = Mapping[str, Any]
 
 MP4_CRF = 16
 METADATA_KEY = "hpdm"
+# What numpy, zipfile and Pillow raise for damaged files.
+_DAMAGE = (OSError, EOFError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error)
 _PAPER, _INK = (18, 18, 20), (225, 225, 225)
 
 
@@ -71,13 +77,28 @@ def write_png(path: Path, image_HWC: np.ndarray, metadata: Metadata | None = Non
 
 
 def write_png_frames(folder: Path, video_THWC: np.ndarray, metadata: Metadata | None = None) -> None:
-    """A folder `00000.png, 00001.png, …`: lossless, and a source for `prepare-data --source frames`."""
+    """A folder `00000.png, 00001.png, …`: lossless, and a source for `prepare-data --source frames`.
+
+    Replaces a folder of that name which holds such frames only; DataError where something else is in the way.
+    """
     video = _checked(video_THWC)
-    partial = folder.with_name(folder.name + ".tmp")
-    partial.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not _holds_only_frames(folder):
+        raise DataError(f"{folder} is in the way: it is no folder of frames", hint="move it, or choose another folder")
+    partial, old = (folder.with_name(f".{folder.name}.{word}") for word in ("tmp", "old"))
+    for leftover in (partial, old):
+        if leftover.exists():  # of a run that was killed
+            shutil.rmtree(leftover)
+    partial.mkdir(parents=True)
     for number, frame in enumerate(video):
         write_png(partial / f"{number:05d}.png", frame, metadata)
+    if folder.exists():  # a folder cannot take the place of a full one
+        folder.replace(old)
     partial.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _holds_only_frames(folder: Path) -> bool:
+    return folder.is_dir() and all(re.fullmatch(r"\d{5,}\.png", path.name) for path in folder.iterdir())
 
 
 def write_png_strip(path: Path, video_THWC: np.ndarray, metadata: Metadata | None = None, *, columns: int = 8) -> None:
@@ -96,8 +117,10 @@ def read_npz(path: Path) -> tuple[np.ndarray, float]:
     try:
         with np.load(path) as file:
             return _checked(file["video"]), float(file["fps"])
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path} is not a video written by hpdm: {error}") from error
+    except (*_DAMAGE, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is not a video written by hpdm: {error}", hint="make it again with hpdm sample"
+        ) from error
 
 
 def write_contact_sheet(
@@ -134,23 +157,34 @@ def spread_frames(video_THWC: np.ndarray, count: int) -> np.ndarray:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of an MP4, GIF, PNG or NPZ that this module wrote; empty where there is none."""
-    suffix = path.suffix.lower()
-    if suffix == ".npz":
-        with np.load(path) as file:
-            text = str(file["metadata"]) if "metadata" in file else ""
-    elif suffix in (".png", ".gif"):
-        with Image.open(path) as image:
-            found = image.info.get(METADATA_KEY if suffix == ".png" else "comment", "")
-        text = found.decode(errors="replace") if isinstance(found, bytes) else str(found)
-    else:
-        with open_container(path) as container:
-            text = container.metadata.get("comment", "")
+    """The metadata of an MP4, GIF, PNG or NPZ that this module wrote; empty where there is none.
+
+    Raises DataError for a file that is not what its suffix says.
+    """
+    from av.error import FFmpegError
+
+    try:
+        text = _metadata_text(path)
+    except (*_DAMAGE, FFmpegError) as error:
+        raise DataError(f"{path} is damaged: {error}", hint="make it again, or get another copy") from error
     try:
         found = json.loads(text or "{}")
     except json.JSONDecodeError:  # somebody else's comment
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _metadata_text(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        with np.load(path) as file:
+            return str(file["metadata"]) if "metadata" in file else ""
+    if suffix in (".png", ".gif"):
+        with Image.open(path) as image:
+            found = image.info.get(METADATA_KEY if suffix == ".png" else "comment", "")
+        return found.decode(errors="replace") if isinstance(found, bytes) else str(found)
+    with open_container(path) as container:
+        return container.metadata.get("comment", "")
 
 
 def _dump(metadata: Metadata | None) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +67,32 @@ def test_a_sample_tells_where_it_came_from(tmp_path: Path) -> None:
     write_mp4(tmp_path / "seed3.mp4", sample_video(frames=3), 12, {"seed": 3})
     result = run("inspect", tmp_path / "seed3.mp4")
     assert (result.exit_code, json.loads(result.stdout)) == (0, {"seed": 3})
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.png", "a.gif", "a.mp4"])
+def test_damaged_samples_exit_three(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04 and no more")
+    result = run("inspect", tmp_path / name)
+    assert result.exit_code == 3
+    assert f"{name} is damaged" in result.output
+    assert "hint:" in result.output
+
+
+@pytest.mark.parametrize("refused", ["store.json", "index.jsonl", "00000-16x16.npy"])
+def test_a_store_that_may_not_be_read_exits_three(store: Path, refused: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def opened(path: Path, *args: Any, **kwargs: Any) -> Any:
+            if path.name == refused:
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *args, **kwargs)
+
+        return opened
+
+    monkeypatch.setattr(Path, "open", refusing(Path.open))
+    monkeypatch.setattr(np, "load", refusing(np.load))
+    result = run("inspect", store)
+    assert result.exit_code == 3
+    assert "Permission denied" in result.output
 
 
 def test_weights_show_their_header(tmp_path: Path) -> None:

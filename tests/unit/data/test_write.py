@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hpdm_core.data import write
 from hpdm_core.data.decode import decode_video
 from hpdm_core.data.write import (
     read_metadata,
@@ -68,6 +69,49 @@ def test_png_frames_are_lossless_and_a_source(tmp_path: Path) -> None:
     assert names == ["00000.png", "00001.png", "00002.png"]
     assert np.array_equal(np.stack([np.asarray(Image.open(tmp_path / "clip" / n)) for n in names]), video)
     assert read_metadata(tmp_path / "clip" / "00001.png") == ABOUT
+
+
+def test_png_frames_replace_frames_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / ".clip.tmp").mkdir()
+    (tmp_path / ".clip.tmp" / "00009.png").touch()  # of a run that was killed
+    write_png_frames(tmp_path / "clip", sample_video(frames=3))
+    write_png_frames(tmp_path / "clip", sample_video(1, frames=2))
+    assert sorted(p.name for p in (tmp_path / "clip").iterdir()) == ["00000.png", "00001.png"]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "clip" / "00001.png")), sample_video(1, frames=2)[1])
+    assert [p.name for p in tmp_path.iterdir()] == ["clip"]
+    (tmp_path / "clip" / "thesis.tex").touch()
+    with pytest.raises(DataError, match="in the way"):
+        write_png_frames(tmp_path / "clip", sample_video(frames=2))
+    assert (tmp_path / "clip" / "thesis.tex").exists()
+
+
+def test_half_written_frames_are_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, image: np.ndarray, metadata: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(write, "write_png", full)
+    with pytest.raises(OSError, match="No space"):
+        write_png_frames(tmp_path / "clip", sample_video(frames=2))
+    assert all(p.name.startswith(".") for p in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5])
+@pytest.mark.parametrize("suffix", [".npz", ".png", ".gif", ".mp4"])
+def test_damaged_files_are_named(tmp_path: Path, suffix: str, share: float) -> None:
+    video = sample_video(frames=3)
+    path = tmp_path / f"a{suffix}"
+    writers = {".npz": lambda: write_npz(path, video, 8, ABOUT), ".png": lambda: write_png_strip(path, video, ABOUT)}
+    writers |= {".gif": lambda: write_gif(path, video, 8, ABOUT), ".mp4": lambda: write_mp4(path, video, 8, ABOUT)}
+    writers[suffix]()
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    if suffix == ".npz":
+        with pytest.raises(DataError, match=r"a\.npz is not a video"):
+            read_npz(path)
+    if share < 0.5 or suffix in (".npz", ".mp4"):  # the tags of images come first
+        with pytest.raises(DataError, match=rf"a\{suffix} is damaged"):
+            read_metadata(path)
+    else:
+        assert read_metadata(path) == ABOUT
 
 
 def test_npz_is_lossless(tmp_path: Path) -> None:
