@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +15,13 @@ import typer
 
 from hpdm_cli import console
 from hpdm_cli.options import Device, DryRun, Json, parse_size
-from hpdm_core.errors import ConfigError, ThresholdNotMet
+from hpdm_core.errors import ConfigError, DataError, ThresholdNotMet
 
 if TYPE_CHECKING:
-    from hpdm_core.metrics.evaluate import Observer
+    from hpdm_core.metrics.observer import Observer
     from hpdm_core.metrics.protocol import Protocol
     from hpdm_core.metrics.sources import VideoSource
+    from hpdm_core.sampling.stage import Outline
 
 DEFAULT_PROTOCOL = "fvd2048_16f"
 _INPUTS = "Inputs"
@@ -57,6 +59,10 @@ def eval_fvd(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the protocol; repeatable.")
     ] = None,
+    level: Annotated[
+        int | None,
+        typer.Option("--level", metavar="L", min=0, help="Sample and score this level of --fake CKPT."),
+    ] = None,
     tile: Annotated[
         str | None, typer.Option("--tile", metavar="TxHxW[/TxHxW]", help="Tile, and step if not the tile, for seam.")
     ] = None,
@@ -91,19 +97,26 @@ def eval_fvd(
 
         console.print_result(dump_document(chosen.model_dump(mode="json")).rstrip())
         return
-    if not fake and watch is None:
-        raise ConfigError("no generated videos were given", hint="give --fake DIR, STORE or CKPT")
+    _check_usage(fake, watch, {"--fake": fake or None, "--json": json_file, "--max-fvd": max_fvd, "--min-is": min_is})
+    if json_file is not None:
+        from hpdm_core.metrics.real_cache import require_writable
+
+        require_writable(json_file, "--json")
+    from hpdm_core.nn.devices import pick_device
+
     settings: dict[str, Any] = {
         "real": real, "metrics": names, "weights": weights, "c3d_weights": c3d_weights,
-        "allow_imagenet": allow_imagenet, "device": _device(device), "batch_size": batch, "workers": workers,
+        "allow_imagenet": allow_imagenet, "device": str(pick_device(device)), "batch_size": batch, "workers": workers,
         "use_cache": not no_cache, "save_stats": save_stats,
     }  # fmt: skip
+    inputs = Inputs(tile, clip_weights, prompts, level)
     if watch is not None:
         from hpdm_cli.watch import watch_run
 
-        watch_run(watch, lambda path: _score(path, chosen, settings, tile, clip_weights, prompts), write_json)
+        key = _watch_key(chosen, settings, inputs)
+        watch_run(watch, key, lambda path: _score(path, chosen, settings, inputs), write_json)
         return
-    result = _score(fake, chosen, settings, tile, clip_weights, prompts)
+    result = _score(fake, chosen, settings, inputs)
     if json_file is not None:
         write_json(json_file, result)
     show(result)
@@ -123,9 +136,12 @@ def _protocol(name: str, detector: str | None, n: int | None, size: str | None, 
         changes.append("inception.network=detector")
     loaded = load_protocol(name, changes)
     if n is not None:
+        every = loaded.real.select == "all"
         loaded = loaded.with_count(n)
         changes.append(f"n={n}")
         console.print_note(f"--n {n} changes protocol {loaded.name}: the result compares only with others of --n {n}")
+        if every:
+            console.print_note(f"{loaded.name} takes all real clips; with --n it takes a random {n} of them")
     return loaded.model_copy(update={"name": f"{loaded.name} ({', '.join(changes)})"}) if changes else loaded
 
 
@@ -137,25 +153,47 @@ def _with_thresholds(names: tuple[str, ...], max_fvd: float | None, min_is: floa
     return tuple(wanted)
 
 
-def _device(name: str | None) -> str:
-    import torch
+def _check_usage(fake: str, watch: Path | None, given: dict[str, Any]) -> None:
+    """Refuse a call without generated videos, and options that `--watch` would have to ignore."""
+    if not fake and watch is None:
+        raise ConfigError("no generated videos were given", hint="give --fake DIR, STORE or CKPT")
+    ignored = [name for name, value in given.items() if value is not None]
+    if watch is not None and ignored:
+        raise ConfigError(
+            f"--watch scores each checkpoint of a run and takes no {', '.join(ignored)}",
+            hint="it writes its results to RUN/scores; leave these options away",
+        )
 
-    from hpdm_core.errors import EnvironmentProblem
 
-    chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    if chosen.startswith("cuda") and not torch.cuda.is_available():
-        raise EnvironmentProblem(f"--device {chosen}: this machine has no CUDA device", hint="use --device cpu")
-    return chosen
+@dataclass(frozen=True)
+class Inputs:
+    """What some metrics and some generators need beside the videos."""
+
+    tile: str | None = None
+    clip_weights: Path | None = None
+    prompts: Path | None = None
+    level: int | None = None
 
 
-def _score(
-    fake: str, protocol: Protocol, settings: dict[str, Any], tile: str | None, clip: Path | None, prompts: Path | None
-) -> dict[str, Any]:
+def _watch_key(protocol: Protocol, settings: dict[str, Any], inputs: Inputs) -> str:
+    """A name for how `--watch` measures, known before any checkpoint is loaded."""
+    from hpdm_core.metrics.protocol import hash_record
+
+    names = ("real", "metrics", "weights", "c3d_weights")
+    asked = {name: _plain(settings[name]) for name in names} | {k: _plain(v) for k, v in asdict(inputs).items()}
+    return hash_record({"protocol": protocol.record(), **asked})
+
+
+def _plain(value: Any) -> Any:
+    return str(value.resolve()) if isinstance(value, Path) else value
+
+
+def _score(fake: str, protocol: Protocol, settings: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
     """One evaluation, with progress on stderr."""
     from hpdm_core.metrics.evaluate import Evaluation, evaluate
 
-    source, about = open_fake(Path(fake), protocol.fake.count, settings["device"])
-    observers = _observers(settings["metrics"], protocol, source, tile, clip, prompts, settings["device"])
+    source, about, protocol = open_fake(Path(fake), protocol, settings["device"], inputs)
+    observers = _observers(settings["metrics"], protocol, source, inputs, settings["device"])
     with ExitStack() as stack:
         job = Evaluation(protocol, source, observers=observers, about_fake=about, **settings)
         job.progress = _progress(stack)
@@ -174,47 +212,90 @@ def _progress(stack: ExitStack) -> Callable[[str, int], None]:
     return advance
 
 
-def open_fake(path: Path, count: int, device: str) -> tuple[VideoSource, dict[str, Any]]:
-    """The generated side: videos on disk, or a checkpoint that is sampled from as clips are asked for."""
-    from hpdm_core.metrics.sources import GeneratedSource, open_source
+def open_fake(
+    path: Path, protocol: Protocol, device: str, inputs: Inputs
+) -> tuple[VideoSource, dict[str, Any], Protocol]:
+    """The generated side: videos on disk, or a checkpoint that is sampled from as clips are asked for.
+
+    With what is to be said of it, and the protocol: that of a pyramid level has the level's size and frame stride.
+    """
+    from hpdm_core.metrics.sources import open_source
 
     is_model = (
         path.suffix == ".safetensors" or (path / "checkpoints").is_dir() or (path / "weights.safetensors").is_file()
     )
-    if not is_model:
-        return open_source(path), {"path": str(path)}
-    from hpdm_core.families.generate import iterate_samples, sample_options
-    from hpdm_core.families.weights import load_model
-    from hpdm_core.metrics.protocol import hash_record
+    if is_model:
+        return _open_model(path, protocol, device, inputs)
+    if inputs.level is not None:
+        raise ConfigError(f"--level needs a model to sample from, and {path} is none", hint="give --fake CKPT")
+    return open_source(path), {"path": str(path)}, protocol
 
-    model = load_model(path)
-    options = sample_options(model, {}).model_dump(mode="json")
+
+def _open_model(
+    path: Path, protocol: Protocol, device: str, inputs: Inputs
+) -> tuple[VideoSource, dict[str, Any], Protocol]:
+    """A checkpoint as a source of the protocol's number of videos, from seed 0 on; one that reads text is told it."""
+    from hpdm_core.families.generate import iterate_samples, outline, sample_options
+    from hpdm_core.families.prompts import text_tokens
+    from hpdm_core.families.weights import load_model
+    from hpdm_core.metrics.clipsim import read_captions
+    from hpdm_core.metrics.protocol import hash_record
+    from hpdm_core.metrics.sources import GeneratedSource
+
+    model, count, level = load_model(path), protocol.fake.count, inputs.level
+    told = inputs.prompts is not None and text_tokens(model) is not None
+    texts = read_captions(inputs.prompts, None, count) if told else []
+    changes: dict[str, Any] = {} if level is None else {"level": level}
+    options = sample_options(model, changes).model_dump(mode="json")
+    made = outline(model, frames=None, size=None, **changes)
+    _check_frames(path, made.frames, protocol)
+    if level is not None:
+        protocol = _at_level(protocol, level, made)
     about = {
         "path": str(path), "checkpoint_sha256": model.sha256, "step": model.header.step, "ema": model.header.ema,
         "videos_seen": model.header.videos_seen, "sample_options": options, "seeds": f"0-{count - 1}",
     }  # fmt: skip
 
     def make(number: int) -> Any:
-        return ((item.seed, item.video) for item in iterate_samples(model, range(number), device=device))
+        made = iterate_samples(model, range(number), prompts=texts, device=device, **changes)
+        return ((item.seed, item.video) for item in made)
 
-    identity = hash_record({"checkpoint": model.sha256, "options": options, "seeds": count})
-    return GeneratedSource(make, count, identity), about
+    identity = hash_record({"checkpoint": model.sha256, "options": options, "seeds": count, "prompts": texts})
+    return GeneratedSource(make, count, identity), about, protocol
+
+
+def _check_frames(path: Path, frames: int, protocol: Protocol) -> None:
+    """Refuse a model whose videos are too short, before it makes one."""
+    span = (protocol.clip.frames - 1) * protocol.fake.stride + 1
+    if frames < span:
+        raise DataError(
+            f"{path} makes videos of {frames} frames; protocol {protocol.name} needs {span}",
+            hint=f"choose a protocol with shorter clips, or --set clip.frames={frames}",
+        )
+
+
+def _at_level(protocol: Protocol, level: int, made: Outline) -> Protocol:
+    """The protocol for a pyramid level: real clips get the level's size and show every n-th frame as it does."""
+    size = protocol.clip.size or made.size
+    stride = protocol.real.stride * made.frame_step
+    changed = protocol.updated({"clip": {"size": list(size)}, "real": {"stride": stride}})
+    return changed.model_copy(update={"name": f"{protocol.name} (level {level})"})
 
 
 def _observers(
-    names: tuple[str, ...], protocol: Protocol, source: VideoSource, tile: str | None,
-    clip: Path | None, prompts: Path | None, device: str,
-) -> dict[str, Observer]:  # fmt: skip
+    names: tuple[str, ...], protocol: Protocol, source: VideoSource, inputs: Inputs, device: str
+) -> dict[str, Observer]:
     """What is measured per generated video beside the networks."""
     observers: dict[str, Observer] = {}
-    if "seam" in names and tile is not None:
+    if "seam" in names and inputs.tile is not None:
         from hpdm_core.metrics.seams import seam_observer
 
-        observers["seam"] = seam_observer(*_tile(tile))
+        observers["seam"] = seam_observer(*_tile(inputs.tile))
     if "clipsim" in names:
         from hpdm_core.metrics.clipsim import build_clipsim, read_captions
 
-        observers["clipsim"] = build_clipsim(clip, read_captions(prompts, source, protocol.fake.count), device)
+        captions = read_captions(inputs.prompts, source, protocol.fake.count)
+        observers["clipsim"] = build_clipsim(inputs.clip_weights, captions, device)
     return observers
 
 

@@ -96,7 +96,7 @@ def clip_preprocess(frames_THWC: Tensor) -> Tensor:
     return (images - mean) / deviation
 
 
-def read_captions(path: Path | None, source: VideoSource, count: int) -> list[str]:
+def read_captions(path: Path | None, source: VideoSource | None, count: int) -> list[str]:
     """Captions of the first `count` videos: the lines of `path`, else the source's own. DataError if one is missing."""
     if path is not None:
         try:
@@ -107,7 +107,7 @@ def read_captions(path: Path | None, source: VideoSource, count: int) -> list[st
             lines.pop()
         captions = [line.strip() for line in lines]  # a blank line in between must not shift the rest
     else:
-        captions = [source.caption(index) for index in range(min(count, len(source)))]
+        captions = [source.caption(index) for index in range(min(count, len(source)))] if source is not None else []
     if len(captions) < count or not all(captions[:count]):
         raise DataError(
             f"CLIPSIM needs a caption for each of {count} videos; there are {sum(map(bool, captions))}"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +15,12 @@ import torch
 from typer.testing import CliRunner, Result
 
 from hpdm_cli.app import app
-from hpdm_cli.watch import watch_run
+from hpdm_cli.watch import run_is_finished, watch_run
+from hpdm_core.config.load import dump_config, plain_config
+from hpdm_core.families.registry import build_family, load_run_config
+from hpdm_core.families.weights import WeightsHeader, save_weights
 from hpdm_core.metrics.random_weights import random_i3d_weights
+from hpdm_core.training.source import weightless_family
 
 RANDOM_SHA256 = "2889c9482c89aa1491900bdf781cc0948704ce384aab5dbf08cd52ce79702b98"
 TOY = "tests.support.toy_detector:build"
@@ -195,7 +202,69 @@ def test_dry_run_prints_the_protocol(real: Path) -> None:
     assert "count: 64" in done.stdout
 
 
-def test_compare_refuses_what_was_not_measured_alike(real: Path, fake: Path, tmp_path: Path) -> None:
+def test_n_limits_both_sides_of_a_protocol_that_takes_all_real_clips(fake: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "many.npz", videos(0, 20, frames=20))
+    out = tmp_path / "out.json"
+    done = score(tmp_path / "many.npz", fake, "--protocol", "fvd512", "--json", out)
+    assert done.exit_code == 0, done.output
+    result = json.loads(out.read_text())
+    assert (result["metrics"]["fvd"]["n_real"], result["metrics"]["fvd"]["n_fake"]) == (12, 12)
+    assert result["protocol"]["real"]["select"] == "random"
+
+
+def test_an_absent_device_is_named(real: Path, fake: Path) -> None:
+    done = score(real, fake, "--device", "cuda:99")
+    assert (done.exit_code, "device cuda:99 was asked for" in done.stderr) == (2, True)
+    done = score(real, fake, "--device", "gpu")
+    assert (done.exit_code, "no device is called 'gpu'" in done.stderr) == (2, True)
+
+
+def test_an_unwritable_result_is_refused_before_the_work(real: Path, fake: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = score(real, fake, "--json", tmp_path / "file" / "out.json")
+    assert (done.exit_code, "--json: cannot write" in done.stderr) == (2, True)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_compare_refuses_seams_of_other_tiles(fake: Path, tmp_path: Path) -> None:
+    for name, tile in (("a", "16x6x6"), ("b", "16x4x4")):
+        args = ("--metrics", "seam", "--tile", tile, "--n", 12, "--json", tmp_path / f"{name}.json")
+        assert hpdm("eval-fvd", "--fake", fake, *args).exit_code == 0
+    refused = hpdm("compare", tmp_path / "a.json", tmp_path / "b.json")
+    assert refused.exit_code == 2
+    assert "observers.seam.tile: [16, 6, 6] against [16, 4, 4]" in refused.stderr
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """An untrained model of three levels: 2 frames of 8x8, 4 of 16x16, 8 of 32x32."""
+    config = load_run_config("hpdm-smoke", ["model.condition.num_classes=2"])
+    torch.manual_seed(0)
+    tensors = build_family(config).state_dict()
+    save_weights(tmp_path / "model.safetensors", tensors, WeightsHeader(plain_config(config), classes=["a", "b"]))
+    return tmp_path / "model.safetensors"
+
+
+def test_a_level_is_scored_against_real_clips_of_its_size_and_stride(checkpoint: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "real.npz", videos(0, 3, frames=8, size=32))
+    out = tmp_path / "out.json"
+    args = ("--real", tmp_path / "real.npz", "--detector", TOY, "--n", 3, "--json", out, "--set", "clip.frames=4")
+    done = hpdm("eval-fvd", "--fake", checkpoint, "--level", 1, *args)
+    assert done.exit_code == 0, done.output
+    result = json.loads(out.read_text())
+    assert result["protocol"]["clip"]["size"] == result["fake"]["size"] == [16, 16]
+    assert result["protocol"]["real"]["stride"] == 2
+    assert "(level 1)" in result["protocol"]["name"]
+    assert result["fake"]["sample_options"]["level"] == 1
+    short = hpdm("eval-fvd", "--fake", checkpoint, "--level", 0, *args)
+    assert (short.exit_code, "makes videos of 2 frames" in short.stderr) == (3, True)
+    wrong = hpdm("eval-fvd", "--fake", checkpoint, "--level", 3, *args)
+    assert (wrong.exit_code, "level 3 does not exist" in wrong.stderr) == (2, True)
+    wrong = hpdm("eval-fvd", "--fake", tmp_path / "real.npz", "--level", 0, *args)
+    assert (wrong.exit_code, "--level needs a model" in wrong.stderr) == (2, True)
+
+
+def test_compare_refuses_what_what_was_not_measured_alike(real: Path, fake: Path, tmp_path: Path) -> None:
     a, b, c, d = (tmp_path / f"{name}.json" for name in "abcd")
     score(real, fake, "--json", a)
     score(real, fake, "--json", b, "--metrics", "fvd,kvd")
@@ -261,36 +330,116 @@ def test_torchscript_is_opened_only_on_request(tmp_path: Path) -> None:
     assert RANDOM_SHA256 in hpdm("weights", "check", target).stdout
 
 
-def test_watch_scores_each_checkpoint_once_and_keeps_the_best(tmp_path: Path) -> None:
-    run = tmp_path / "run"
+class Run:
+    """A run directory whose checkpoints have scores by name."""
+
+    def __init__(self, root: Path, values: dict[str, float]) -> None:
+        self.root, self.values, self.asked = root, values, []
+        self.protocol_hash = "h"
+
+    def add(self, name: str) -> Path:
+        folder = self.root / "checkpoints" / name
+        folder.mkdir(parents=True)
+        (folder / "weights.safetensors").write_text(name)
+        return folder
+
+    def score(self, path: str) -> dict[str, Any]:
+        weights = Path(path).read_text()
+        self.asked.append(weights)
+        return {"metrics": {"fvd": {"label": "rFVD", "value": self.values[weights]}}, "protocol_hash": "h"}
+
+    def watch(self, key: str, ends: Callable[[Path, Path], bool], **changes: Any) -> None:
+        asked = {"score": self.score, "write": write, "sleep": lambda _: None, **changes}
+        watch_run(self.root, key, finished=ends, **asked)
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result))
+
+
+def over(run: Path, newest: Path) -> bool:
+    return True
+
+
+def test_watch_scores_each_checkpoint_once_keeps_the_best_and_ends_with_the_run(tmp_path: Path) -> None:
     values = {"step_00000001": 5.0, "step_00000002": 3.0, "step_00000003": 4.0}
-    asked: list[str] = []
-
-    def fake_score(path: str) -> dict[str, object]:
-        name = Path(path).name
-        asked.append(name)
-        return {"metrics": {"fvd": {"label": "rFVD", "value": values[name]}}, "protocol_hash": "h"}
-
-    def write(path: Path, result: dict[str, object]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result))
-
-    def add(name: str) -> None:
-        (run / "checkpoints" / name).mkdir(parents=True)
-        (run / "checkpoints" / name / "weights.safetensors").write_text(name)
-
+    run = Run(tmp_path / "run", values)
     names = iter(list(values)[1:])
+    run.add("step_00000001")
+    last = list(values)[-1]
+    run.watch("key", lambda _, newest: newest.name == last, sleep=lambda _: run.add(next(names)))
+    assert run.asked == list(values)
+    scores = run.root / "scores" / "key"
+    assert json.loads((scores / "best.json").read_text())["checkpoint"] == "step_00000002"
+    assert (scores / "best.safetensors").read_text() == "step_00000002"
+    result = json.loads((scores / f"{last}.json").read_text())
+    assert result["fake"]["path"] == str(run.root / "checkpoints" / last)
+    assert [path.name for path in scores.glob("*.safetensors")] == ["best.safetensors"]
+    run.watch("key", over)
+    assert run.asked == list(values)
+    run.watch("other", over)
+    assert run.asked == [*values, *values]
 
-    def keep_going() -> bool:
-        name = next(names, None)
-        if name is not None:
-            add(name)
-        return name is not None
 
-    add("step_00000001")
-    watch_run(run, fake_score, write, keep_going=keep_going, sleep=lambda _: None)
-    assert asked == list(values)
-    assert json.loads((run / "scores" / "best.json").read_text())["checkpoint"] == "step_00000002"
-    assert (run / "scores" / "best.safetensors").read_text() == "step_00000002"
-    watch_run(run, fake_score, write, keep_going=lambda: False, sleep=lambda _: None)
-    assert asked == list(values)
+def test_watch_keeps_the_best_weights_though_training_prunes_them_meanwhile(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", {"step_00000001": 5.0})
+    folder = run.add("step_00000001")
+
+    def score(path: str) -> dict[str, Any]:
+        shutil.rmtree(folder)
+        return run.score(path)
+
+    run.watch("key", over, score=score)
+    assert (run.root / "scores" / "key" / "best.safetensors").read_text() == "step_00000001"
+
+
+def test_watch_passes_over_a_checkpoint_that_is_gone(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", {"step_00000002": 5.0})
+    gone = run.add("step_00000001")
+    run.add("step_00000002")
+
+    def ends(root: Path, newest: Path) -> bool:
+        shutil.rmtree(gone, ignore_errors=True)  # after the listing
+        return True
+
+    run.watch("key", ends)
+    assert run.asked == ["step_00000002"]
+
+
+def test_a_run_is_finished_when_its_last_phase_is(tmp_path: Path) -> None:
+    config = load_run_config("pvdm-smoke")
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    phases = [phase.name for phase in weightless_family(config).phases()]
+    assert len(phases) > 1
+    for phase, finished, expected in (
+        (phases[-1], True, True), (phases[-1], False, False), (phases[0], True, False),
+    ):  # fmt: skip
+        (tmp_path / "state.json").write_text(json.dumps({"state": {"phase": phase, "finished": finished}}))
+        assert run_is_finished(tmp_path, tmp_path) is expected
+    (tmp_path / "state.json").unlink()
+    assert not run_is_finished(tmp_path, tmp_path)
+
+
+def test_watch_refuses_what_it_would_ignore(real: Path, tmp_path: Path) -> None:
+    for option in (("--max-fvd", 1), ("--min-is", 1), ("--json", tmp_path / "x.json"), ("--fake", real)):
+        done = hpdm("eval-fvd", "--watch", tmp_path, "--real", real, "--detector", TOY, *option)
+        assert (done.exit_code, f"takes no {option[0]}" in done.stderr) == (2, True), done.stderr
+
+
+def test_watch_from_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
+    run, newest = tmp_path / "run", tmp_path / "run" / "checkpoints" / "step_00000004"
+    newest.mkdir(parents=True)
+    checkpoint.rename(newest / "weights.safetensors")
+    config = load_run_config("hpdm-smoke")
+    (run / "config.yaml").write_text(dump_config(config))
+    phase = weightless_family(config).phases()[-1].name
+    (newest / "state.json").write_text(json.dumps({"state": {"phase": phase, "finished": True}}))
+    np.savez(tmp_path / "real.npz", videos(0, 2, frames=8, size=32))
+    args = ("--real", tmp_path / "real.npz", "--detector", TOY, "--n", 2, "--set", "clip.frames=8")
+    done = hpdm("eval-fvd", "--watch", run, *args)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("step_00000004 FVD[Toy distance] ")
+    assert len(list(run.glob("scores/*/step_00000004.json"))) == len(list(run.glob("scores/*/best.safetensors"))) == 1
+    assert hpdm("eval-fvd", "--watch", run, *args).stdout == ""
+    assert hpdm("eval-fvd", "--watch", run, *args, "--set", "statistics.ddof=1").stdout != ""
