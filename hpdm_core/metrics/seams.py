@@ -75,10 +75,10 @@ def _edges_beside(edges: Sequence[int], count: int) -> dict[int, list[int]]:
 
 
 def seam_heatmap(video_THWC: np.ndarray) -> np.ndarray:
-    """Where neighbouring pixels differ more than is usual for the video: float32 [H, W], 1 is typical.
+    """Where neighbouring pixels differ more than is usual for the video: float32 [H, W] of mean 1 (0 for a flat one).
 
     Each pixel holds the larger of its two edges' energies (to the left and above), averaged over frames and divided by
-    the median over the frame.
+    the mean over the frame, so that videos of flat colour and of noise weigh the same.
     """
     values = np.asarray(video_THWC, dtype=np.float32)
     heat = np.zeros(values.shape[1:3], dtype=np.float32)
@@ -86,7 +86,7 @@ def seam_heatmap(video_THWC: np.ndarray) -> np.ndarray:
     across = np.square(np.diff(values, axis=2)).mean(axis=(0, 3))
     heat[1:] = down
     heat[:, 1:] = np.maximum(heat[:, 1:], across)
-    typical = float(np.median(heat))
+    typical = float(heat.mean())
     return heat / typical if typical > 0 else heat
 
 

@@ -12,7 +12,7 @@ from hpdm_core.report import sections
 from hpdm_core.report.curves import compared_losses
 from hpdm_core.report.markup import Section, page
 from hpdm_core.report.neighbours import nearest_real
-from hpdm_core.report.reading import Subject, read_subject, real_store
+from hpdm_core.report.reading import Subject, read_subject, real_store, titled
 
 MAX_NEAREST_SHOWN = 8
 
@@ -32,7 +32,7 @@ def write_report(
     clips of a `store` given are searched for each sample's nearest; 0 leaves that part out. `advance` is told how many
     clips went through the feature network. Raises DataError for a path that holds neither.
     """
-    subjects = [read_subject(path) for path in paths]
+    subjects = titled([read_subject(path) for path in paths])
     real = real_store(store, subjects)
     found: list[Section] = []
     runs = [(subject.name, subject.log) for subject in subjects if subject.log]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,23 @@ class Subject:
     clips: tuple[ShownClip, ...] = ()
     results: tuple[NamedResult, ...] = ()
     facts: dict[str, str] = field(default_factory=dict)
+    title: str = ""
 
     @property
     def name(self) -> str:
-        """Its folder's name, with the parent's where that alone says little."""
-        return self.path.resolve().name
+        """What a report calls it: its title, or its folder's name."""
+        return self.title or self.path.resolve().name
+
+
+def titled(subjects: Sequence[Subject]) -> list[Subject]:
+    """The subjects with titles that tell them apart: the folder's name, with as many parents as that takes."""
+    paths = [subject.path.resolve().parts for subject in subjects]
+    titles = []
+    for subject, own in zip(subjects, paths, strict=True):
+        others = [parts for parts in paths if parts != own]
+        depth = next(n for n in range(1, len(own) + 1) if n == len(own) or all(own[-n:] != p[-n:] for p in others))
+        titles.append(replace(subject, title="/".join(own[-depth:])))
+    return titles
 
 
 def read_subject(path: Path) -> Subject:
@@ -160,7 +172,7 @@ def _provenance(file: Path) -> tuple[dict[str, Any], float]:
 def _read_results(folder: Path) -> tuple[NamedResult, ...]:
     """Every evaluation result in a folder and its `scores/`; other JSON files are none of our business."""
     found = []
-    for path in sorted([*folder.glob("*.json"), *folder.glob("scores/*.json")]):
+    for path in sorted([*folder.glob("*.json"), *folder.glob("scores/**/*.json")]):
         try:
             found.append(read_result(path))
         except ConfigError as error:

@@ -97,7 +97,7 @@ def seams(subject: Subject, store: VideoStore | None) -> Section:
     videos = {"Samples": same}
     if store is not None:
         videos["Real clips"] = [resize_frames(c.video, size) for c in real_like(store, subject.clips)]
-    heats = {name: np.mean([_heat(video) for video in clips], axis=0) for name, clips in videos.items()}
+    heats = {name: np.mean([seam_heatmap(video) for video in clips], axis=0) for name, clips in videos.items()}
     maps = [
         figure(f'<img class="map" src="{image_uri(heat_image(h, MAX_HEAT))}" alt="Heat-map of {name.lower()}" '
                f'width="{size[1]}" height="{size[0]}">', f"{name}, mean of {len(videos[name])}")
@@ -182,12 +182,6 @@ def _gallery(clips: Sequence[ShownClip], store: VideoStore | None) -> str:
         return grid([figure(clip_picture(c.video, c.fps, c.caption), c.caption) for c in clips], "clips")
     real = real_like(store, clips)
     return grid([pair(c, r, c.caption, ("sample", "real")) for c, r in zip(clips, real, strict=True)], "pairs")
-
-
-def _heat(video_THWC: np.ndarray) -> np.ndarray:
-    """A clip's heat-map with mean 1, so that clips of flat colour and of noise weigh the same."""
-    heat = seam_heatmap(video_THWC)
-    return heat / (float(heat.mean()) or 1.0)
 
 
 def _metric_row(item: NamedResult, name: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from hpdm_core.errors import DataError
 from hpdm_core.report.markup import Section, page, table
 from hpdm_core.report.media import clip_picture, clip_uri, heat_image, image_uri, shrunk
 from hpdm_core.report.neighbours import relative_distances
-from hpdm_core.report.reading import read_log, read_subject, split_grid
+from hpdm_core.report.reading import Subject, read_log, read_subject, split_grid, titled
 from hpdm_core.report.sections import clock
 
 
@@ -107,6 +107,13 @@ def test_a_folder_of_samples_is_read_with_its_captions(tmp_path: Path) -> None:
     assert not subject.is_run
     assert [(c.caption, c.fps, c.label) for c in subject.clips] == [("a <star> · seed 7", 12.0, "a <star>")]
     assert np.array_equal(subject.clips[0].video, video())
+
+
+def test_subjects_whose_folders_have_one_name_are_told_apart() -> None:
+    paths = ("/a/one/samples", "/b/two/samples", "/b/two", "/c/one/samples")
+    subjects = titled([Subject(Path(path), is_run=False) for path in paths])
+    assert [subject.name for subject in subjects] == ["a/one/samples", "two/samples", "two", "c/one/samples"]
+    assert [s.name for s in titled([Subject(Path("/a/x"), is_run=False)] * 2)] == ["x", "x"]
 
 
 def test_a_folder_of_neither_is_refused(tmp_path: Path) -> None:
