@@ -69,8 +69,9 @@ def prepare_data(
 ) -> None:
     """Decode videos once into a store for training.
 
-    The same command again continues an interrupted preparation. Files that cannot be decoded are listed, with
-    reasons, in STORE/quarantine.jsonl; more of them than --max-bad is exit code 3.
+    The same command again continues an interrupted preparation, and tries clips again that failed for a reason that
+    may pass (timeout, permission, missing …). Files that cannot be decoded are listed, with reasons, in
+    STORE/quarantine.jsonl; more of them than --max-bad is exit code 3.
     """
     options = SourceOptions(
         kind=source,

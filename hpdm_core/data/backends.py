@@ -57,10 +57,17 @@ def available_backends(names: Sequence[str] = BACKENDS) -> tuple[str, ...]:
     unknown = [name for name in names if name not in _BUILT_IN and ":" not in name]
     if unknown:
         load_backend(unknown[0])
-    found = tuple(name for name in names if find_spec(name.partition(":")[0]) is not None)
+    found = tuple(name for name in names if _is_installed(name.partition(":")[0]))
     if not found:
         raise EnvironmentProblem(f"no video decoder among {', '.join(names)}", hint="pip install av")
     return found
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package around it
+        return False
 
 
 def backend_version(name: str) -> str:

@@ -98,7 +98,10 @@ def _split_by_list(scan: Scan, options: SourceOptions, lists: Path) -> Scan:
         raise ConfigError(
             f"no split file {file}", hint="--lists names the folder with trainlist01.txt … testlist03.txt"
         )
-    listed = {line.split()[0] for line in file.read_text().splitlines() if line.strip()}
+    try:
+        listed = {line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}", hint="get the official lists again") from error
     kept = tuple(clip for clip in scan.clips if clip.id in listed)
     if not kept:
         raise DataError(

@@ -12,7 +12,7 @@ from PIL import Image
 from hpdm_core.data import decode
 from hpdm_core.data.backends import BACKENDS, available_backends, load_backend, open_container
 from hpdm_core.data.decode import check_readable, decode_video, frame_rate, probe
-from hpdm_core.errors import ConfigError, CorruptVideo
+from hpdm_core.errors import ConfigError, CorruptVideo, EnvironmentProblem
 from tests.support.videos import (
     NUM_FRAMES,
     claim_frames,
@@ -246,4 +246,6 @@ def test_probe_expects_what_the_header_says(tmp_path: Path) -> None:
 def test_unknown_decoders_are_named() -> None:
     with pytest.raises(ConfigError, match="opencv"):
         available_backends(("opencv",))
+    with pytest.raises(EnvironmentProblem, match=r"no_such_package\.module"):
+        available_backends(("no_such_package.module:function",))
     assert load_backend("tests.support.videos:hanging_backend").__name__ == "hanging_backend"

@@ -58,6 +58,9 @@ def test_ucf101_official_lists(tmp_path: Path) -> None:
     assert "names 5 clips: 4 found, 1 missing, 8 found files are not in it" in test.notes[-1]
     with pytest.raises(ConfigError, match="trainlist02"):
         scan(root, split="train", split_index=2)
+    (lists / "trainlist01.txt").write_bytes("é 1\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"trainlist01\.txt cannot be read"):
+        scan(root, split="train")
     (lists / "trainlist01.txt").write_text("Away/v_Away_g01_c01.avi 1\n")
     with pytest.raises(DataError, match="none of the 12 clips"):
         scan(root, split="train", lists=lists)
