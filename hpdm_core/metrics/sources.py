@@ -18,7 +18,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -31,6 +30,7 @@ from hpdm_core.data.sources.folders import scan_folder, scan_frames
 from hpdm_core.data.sources.walk import natural_order
 from hpdm_core.data.store import STORE_FILE, VideoStore
 from hpdm_core.errors import CorruptVideo, DataError
+from hpdm_core.metrics.array_files import array_shapes, load_array
 
 Choose = Callable[[int, int], range | None]
 """(video number, its frame count) to the frames to read, or None where the video is too short."""
@@ -230,7 +230,7 @@ class ArraySource(VideoSource):
         self._open: tuple[tuple[Path, str], np.ndarray] | None = None
         self._lock = threading.Lock()
         for path in files:
-            for key, shape in _array_shapes(path):
+            for key, shape in array_shapes(path):
                 rows = [None] if len(shape) == 4 else range(shape[0])
                 self.videos += [(path, key, row) for row in rows]
                 self._lengths += [shape[-4]] * len(rows)
@@ -263,7 +263,7 @@ class ArraySource(VideoSource):
     def clip(self, index: int, choose: Choose, size: tuple[int, int] | None) -> Clip:
         """Frames at the size of the array."""
         path, key, row = self.videos[index]
-        video = _load_array(path, key) if row is None else self._array(path, key)[row]
+        video = load_array(path, key) if row is None else self._array(path, key)[row]
         chosen = choose(index, len(video))
         frames = None if chosen is None else np.array(video[chosen.start : chosen.stop : chosen.step])
         return Clip(index, self.name(index), frames, len(video))
@@ -272,7 +272,7 @@ class ArraySource(VideoSource):
         """The array of a file that holds many videos: `.npy` mapped, `.npz` unpacked; the last one stays open."""
         with self._lock:
             if self._open is None or self._open[0] != (path, key):
-                self._open = ((path, key), _load_array(path, key))
+                self._open = ((path, key), load_array(path, key))
             return self._open[1]
 
 
@@ -355,53 +355,3 @@ def _read_images(paths: list[Path]) -> np.ndarray:
 
 def _size(frame: np.ndarray) -> str:
     return f"{frame.shape[-3]}x{frame.shape[-2]}"
-
-
-def _load_array(path: Path, key: str) -> np.ndarray:
-    try:
-        if path.suffix == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        with np.load(path, allow_pickle=False) as archive:
-            return archive[key]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not a readable NumPy file: {error}") from error
-
-
-def _array_shapes(path: Path) -> list[tuple[str, tuple[int, ...]]]:
-    """(key, shape) of each video array in a file, from headers alone; DataError for what is not uint8 RGB video."""
-    try:
-        headers = _headers(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not a readable NumPy file: {error}") from error
-    videos = [item for item in headers if path.suffix == ".npy" or len(item[1]) >= 4]
-    for key, shape, dtype in videos:
-        where = f"{path}:{key}" if key else str(path)
-        if len(shape) not in (4, 5) or shape[-1] != 3:
-            raise DataError(
-                f"{where} has shape {shape}", hint="expected [T, H, W, 3] or [N, T, H, W, 3], channels last"
-            )
-        if dtype != np.uint8:
-            raise DataError(f"{where} holds {dtype}; its range is not known", hint="save uint8 frames, 0 to 255")
-    if not videos:
-        raise DataError(f"{path} holds no video array", hint="expected uint8 [T, H, W, 3] or [N, T, H, W, 3]")
-    return [(key, shape) for key, shape, _ in videos]
-
-
-def _headers(path: Path) -> list[tuple[str, tuple[int, ...], np.dtype]]:
-    """(key, shape, dtype) of each array of a `.npy` (key "") or `.npz` file."""
-    if path.suffix == ".npy":
-        with path.open("rb") as file:
-            return [("", *_header(file))]
-    found = []
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            with archive.open(name) as member:
-                found.append((name.removesuffix(".npy"), *_header(member)))
-    return found
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    return shape, dtype
