@@ -10,6 +10,7 @@ The child is started by command line rather than by `multiprocessing`, so that u
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import signal
@@ -178,7 +179,7 @@ def _pickled(reply: tuple[bool, Any]) -> bytes:
     try:
         data = pickle.dumps(reply)
         if not succeeded:  # an exception may pickle and yet not come back, if its arguments are its own
-            pickle.loads(data)
+            pickle.load(io.BytesIO(data))
     except Exception as error:
         what = f"the child's answer cannot be sent: {error}; {value!r}" if succeeded else repr(value)
         return pickle.dumps((False, RuntimeError(what)))
