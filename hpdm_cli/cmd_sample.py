@@ -53,7 +53,9 @@ def sample(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the sample section.")
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Videos held at once; more speed only with --set chunk=N.")] = 1,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Videos held at once; more speed only with --set chunk=N.")
+    ] = 1,
     formats: Annotated[str, typer.Option("--format", help="Comma list of mp4, gif, png, npz.")] = "mp4,npz",
     fps: Annotated[float, typer.Option("--fps", min=1.0, help="Frame rate of the training clips.")] = 25.0,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the videos go.")] = Path("samples"),
