@@ -13,6 +13,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from inspect import signature
+from typing import Any
 
 from hpdm_cli import console
 from hpdm_core.errors import ConfigError, EnvironmentProblem, StoppedOnRequest
@@ -35,7 +36,9 @@ def launch(args: Sequence[str], num_processes: int, device: str | None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(SIGNALS)
     # Ranks that were asked to stop are saving a checkpoint: versions that can wait longer than 30 s shall.
-    patience = {"shutdown_timeout": SAVE_SECONDS} if "shutdown_timeout" in signature(LaunchConfig).parameters else {}
+    patience: dict[str, Any] = (
+        {"shutdown_timeout": SAVE_SECONDS} if "shutdown_timeout" in signature(LaunchConfig).parameters else {}
+    )
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

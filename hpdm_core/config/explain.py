@@ -67,7 +67,7 @@ def _untagged(loc: KeyPath, data: Any) -> KeyPath:
         if isinstance(data, Mapping) and key not in data and key in data.values():
             continue
         keys.append(key)
-        children = dict(enumerate(data)) if isinstance(data, list) else data
+        children: Any = dict(enumerate(data)) if isinstance(data, list) else data
         data = children.get(key) if isinstance(children, Mapping) else None
     return tuple(keys)
 
