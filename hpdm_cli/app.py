@@ -30,7 +30,7 @@ COMMANDS = {
         "hpdm_cli.cmd_finetune:finetune_hires",
         "Grow a trained model to higher resolution.",
     ),
-    "estimate": ("hpdm_cli.cmd_estimate:estimate", "Predict memory, FLOPs, days and sampling seconds of a preset."),
+    "estimate": ("hpdm_cli.cmd_estimate:estimate", "Predict memory, FLOPs and days of a preset."),
     "sample": ("hpdm_cli.cmd_sample:sample", "Generate videos from a trained model."),
     "eval-fvd": ("hpdm_cli.cmd_eval:eval_fvd", "Measure generated videos against real ones."),
     "compare": ("hpdm_cli.cmd_compare:compare", "Put several evaluation results side by side."),
