@@ -64,13 +64,6 @@ class BatchStreams:
             row.normal_(generator=torch_stream(self.seed, purpose, position, device=self.device))
         return noise
 
-    def small_normal(self, purpose: str, size: int) -> Tensor:
-        """Standard normal draws [B, size], float32; same numbers on every device."""
-        import torch
-
-        rows = [numpy_stream(self.seed, purpose, p).standard_normal(size) for p in self.positions]
-        return torch.from_numpy(np.stack(rows).astype(np.float32)).to(self.device)
-
     def uniform(self, purpose: str, size: int) -> Tensor:
         """Uniform draws [B, size] in [0, 1), float32; same numbers on every device."""
         import torch

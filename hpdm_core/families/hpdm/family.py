@@ -107,9 +107,9 @@ class HpdmFamily(Family):
             inputs.append(form.network_input(noisy, sigma[level]))
             targets.append(form.target(x[level], eps[level], sigma[level]))
             weights.append(form.weight(sigma[level]))
-        noise, offsets = self.schedule.coordinate(sigma), batch.meta["offsets"]
-        latents = self._first_pass(torch.stack(inputs), noise, offsets, condition, streams)
-        output, _ = self.denoiser(torch.stack(inputs), noise, offsets, tokens, latents, mask_BM=mask)
+        z, noise, offsets = torch.stack(inputs), self.schedule.coordinate(sigma), batch.meta["offsets"]
+        latents = self._first_pass(z, noise, offsets, condition, streams)
+        output, _ = self.denoiser(z, noise, offsets, tokens, latents, mask_BM=mask)
         error = (output.float() - torch.stack(targets)).square().mean(dim=(2, 3, 4, 5))
         per_level = (torch.stack(weights) * error).mean(dim=1)
         factors = per_level.new_tensor(self.config.level_weights or [1.0] * len(names))
