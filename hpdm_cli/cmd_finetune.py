@@ -9,6 +9,7 @@ import typer
 
 from hpdm_cli import console
 from hpdm_cli.cmd_train import describe as describe_training
+from hpdm_cli.cmd_train import store_or_error
 from hpdm_cli.launch import launch
 from hpdm_cli.options import (
     Device,
@@ -24,7 +25,6 @@ from hpdm_cli.options import (
     parse_size,
 )
 from hpdm_core.config.load import dump_config
-from hpdm_core.errors import DataError
 
 if TYPE_CHECKING:
     from hpdm_core.sampling.stage import Outline
@@ -60,18 +60,10 @@ def finetune_hires(
     from hpdm_core.training.finetune import finetune, finetune_config, plan_finetuning
     from hpdm_core.training.origin import open_origin
     from hpdm_core.training.run import rank_rows
-    from hpdm_core.training.source import find_store
 
     origin = open_origin(base)
     config = finetune_config(origin, preset, overrides or [], frames=frames, size=size)
-    missing: DataError | None = None
-    store: Path | None = None
-    try:
-        store = find_store(config, data)
-    except DataError as error:
-        missing = error
-        if not dry_run:
-            raise
+    store, missing = store_or_error(config, data, dry_run=dry_run)
     plan = plan_finetuning(origin, config, store)
     if dry_run:
         console.print_result(dump_config(plan.training.config) + "\n" + describe(plan, store, run))

@@ -14,6 +14,7 @@ from hpdm_core.config.load import dump_config
 from hpdm_core.errors import DataError
 
 if TYPE_CHECKING:
+    from hpdm_core.config.schema import RunConfig
     from hpdm_core.training.plan import PhasePlan, TrainPlan
 
 
@@ -39,17 +40,9 @@ def train(
     from hpdm_core.training.plan import plan_training
     from hpdm_core.training.run import rank_rows
     from hpdm_core.training.run import train as run_training
-    from hpdm_core.training.source import find_store
 
     config = load_run_config(preset, overrides or [])
-    missing: DataError | None = None
-    store: Path | None = None
-    try:
-        store = find_store(config, data)
-    except DataError as error:
-        missing = error
-        if not dry_run:
-            raise
+    store, missing = store_or_error(config, data, dry_run=dry_run)
     plan = plan_training(config, store)
     if dry_run:
         console.print_result(dump_config(plan.config) + "\n" + describe(plan, store, run))
@@ -84,6 +77,18 @@ def _arguments(
     for override in overrides:
         words += ["--set", override]
     return [*words, "--fresh"] if fresh else words
+
+
+def store_or_error(config: RunConfig, given: Path | None, *, dry_run: bool) -> tuple[Path | None, DataError | None]:
+    """The store to train on. A dry run shows its plan without one first, so there the error is handed back."""
+    from hpdm_core.training.source import find_store
+
+    try:
+        return find_store(config, given), None
+    except DataError as error:
+        if not dry_run:
+            raise
+        return None, error
 
 
 def describe(plan: TrainPlan, store: Path | None, run: Path) -> str:
