@@ -32,6 +32,7 @@ COMMANDS = {
     ),
     "estimate": ("hpdm_cli.cmd_estimate:estimate", "Predict memory, FLOPs and days of a preset."),
     "sample": ("hpdm_cli.cmd_sample:sample", "Generate videos from a trained model."),
+    "export": ("hpdm_cli.cmd_export:export", "Write a trained model as one small file."),
     "eval-fvd": ("hpdm_cli.cmd_eval:eval_fvd", "Measure generated videos against real ones."),
     "compare": ("hpdm_cli.cmd_compare:compare", "Put several evaluation results side by side."),
     "report": ("hpdm_cli.cmd_report:report", "Write a self-contained HTML page about a run."),

@@ -12,7 +12,7 @@ import typer
 
 from hpdm_cli import console
 from hpdm_cli.options import Device, DryRun, Frames, Res, Seeds, parse_seeds, parse_size
-from hpdm_core.errors import ConfigError, NoCheckpoint
+from hpdm_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from hpdm_core.families.generate import Sample
@@ -62,21 +62,18 @@ def sample(
     device: Device = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Generate videos from a trained model.
+    """Generate videos from a trained model; without --ckpt from the small text-to-video model in the box.
 
     Seed k always gives the same video, whatever is made beside it. Files are named by seed; those that
     exist are kept, so an interrupted command continues where it stopped. Of n prompts or classes, seed k
     shows number k mod n. A line of a JSONL file may say its seeds: {"prompt": "a red star", "seeds": [0, 1]}.
     """
     chosen_formats = _formats(formats)
-    if ckpt is None:
-        raise NoCheckpoint(
-            "no model was given, and none is shipped yet",
-            hint="train one in minutes with `hpdm demo`, then: hpdm sample --ckpt demo/run",
-        )
     from hpdm_core.families import generate
-    from hpdm_core.families.weights import load_model
+    from hpdm_core.families.weights import SHIPPED_MODEL, load_model
 
+    if ckpt is None:
+        console.print_note(f"using the model in the box, {SHIPPED_MODEL.stem}: procedural shapes, nothing else")
     model = load_model(ckpt)
     texts = _prompts(model, prompt or [], prompts, negative)
     if generate.text_tokens(model) is not None and not texts:

@@ -2,6 +2,8 @@
 
 A weights file is all that sampling needs. Its metadata key `hpdm` holds a JSON header: format, resolved
 config, class names, step, videos seen, EMA track, store fingerprint. Nothing is ever unpickled.
+
+One small trained model comes with the package (`models/`), for those who have none yet: `SHIPPED_MODEL`.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from hpdm_core.families.registry import build_family, family_sections
 FORMAT = 1
 WEIGHTS_FILE = "weights.safetensors"
 CHECKPOINTS = "checkpoints"
+SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "models" / "shapes-288x512.safetensors"
+"""The model in the box, 16-bit; its card lies beside it."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,17 @@ def read_header(path: Path) -> WeightsHeader:
     return WeightsHeader(**raw)
 
 
+def export_weights(source: Path, target: Path, dtype: torch.dtype) -> WeightsHeader:
+    """Write the model at `source` as one file of `dtype`, its header unchanged; returns the header.
+
+    source: what `find_weights` takes. Raises NoCheckpoint and IncompatibleCheckpoint as `load_model` does.
+    """
+    file = find_weights(source)
+    header = read_header(file)
+    save_weights(target, {name: _as(t, dtype) for name, t in load_file(file).items()}, header)
+    return header
+
+
 def checkpoint_dirs(run: Path) -> list[Path]:
     """The finished checkpoints of a run directory, oldest first."""
     root = run / CHECKPOINTS
@@ -107,17 +122,18 @@ def find_weights(path: Path) -> Path:
     return found[-1] / WEIGHTS_FILE
 
 
-def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> LoadedModel:
-    """Load a trained model from a weights file, checkpoint directory or run directory.
+def load_model(path: str | Path | None = None, *, device: torch.device | str = "cpu") -> LoadedModel:
+    """Load a trained model from a weights file, checkpoint directory or run directory; None: the model in the box.
 
-    Raises NoCheckpoint where there is none and IncompatibleCheckpoint where its tensors do not fit.
+    16-bit files become fp32. Raises NoCheckpoint where there is no model and IncompatibleCheckpoint where its
+    tensors do not fit.
     """
-    file = find_weights(Path(path))
+    file = find_weights(Path(path) if path is not None else SHIPPED_MODEL)
     header = read_header(file)
     config = parse_config(header.config, family_sections, where=str(file))
     with torch.device("meta"):
         family = build_family(config)
-    tensors = load_file(file, device=str(device))
+    tensors = {name: _as(t, torch.float32) for name, t in load_file(file, device=str(device)).items()}
     missing, unexpected = family.load_state_dict(tensors, strict=False, assign=True)
     if missing or unexpected:
         raise IncompatibleCheckpoint(
@@ -126,3 +142,8 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Loade
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     return LoadedModel(family.eval().requires_grad_(False), config, header, file, digest)
+
+
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` in `dtype` if it holds real numbers; indices stay what they are."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
