@@ -54,8 +54,12 @@ def prepare_data(
     num: Annotated[int, typer.Option("--num", min=1, help="Synthetic: number of clips.")] = 100,
     frames: Annotated[int, typer.Option("--frames", min=1, help="Synthetic: frames per clip.")] = 24,
     seed: Annotated[int, typer.Option("--seed", help="Synthetic: seed.")] = 0,
+    frame_step: Annotated[
+        int, typer.Option("--frame-step", min=1, metavar="N", help="Synthetic: show every N-th frame only.")
+    ] = 1,
     style: Annotated[
-        Literal["rich", "plain"], typer.Option("--style", help="Synthetic: textures and moving cameras, or neither.")
+        Literal["rich", "plain", "scenes"],
+        typer.Option("--style", help="Synthetic: textures and moving cameras, neither, or bold scenes with captions."),
     ] = "rich",
     max_bad: Annotated[str, typer.Option("--max-bad", metavar="1%|N", help="How many clips may fail.")] = "1%",
     deadline: Annotated[
@@ -88,6 +92,7 @@ def prepare_data(
         num_frames=frames,
         seed=seed,
         style=style,
+        frame_step=frame_step,
     )
     finest = parse_size(size)
     recipe = Recipe(
@@ -153,6 +158,7 @@ def _command(options: SourceOptions, kind: str) -> str:
         "--frames": "num_frames",
         "--seed": "seed",
         "--style": "style",
+        "--frame-step": "frame_step",
     }
     for flag, name in flags.items():
         value = getattr(options, name)

@@ -108,12 +108,12 @@ def _prepare_synthetic(job: ClipJob) -> ClipResult:
     spec = job.clip.synthetic
     assert spec is not None
     size = job.recipe.sizes[0]
-    video, info = render_clip(spec.seed, spec.index, spec.frames, size, spec.style)
+    video, info = render_clip(spec.seed, spec.index, spec.frames, size, spec.style, spec.frame_step)
     video = video[: job.recipe.max_frames]
     sink = _store(job, iter([video]))
     return sink.result(
         fps=info.fps,
-        captions=(info.caption,),
+        captions=info.captions,
         sha256=hashlib.sha256(video.tobytes()).hexdigest(),
         decoder="synthetic",
         notes=[],

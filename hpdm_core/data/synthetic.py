@@ -10,18 +10,20 @@ Shapes: T frames, H W pixels, N points of a crop.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal
 
 import numpy as np
 
+from hpdm_core.data.paint import SHAPES, Array, Backdrop, outline_distance, paint_backdrop, rotate
+from hpdm_core.data.scene_video import render_scene
+from hpdm_core.data.scenes import Scene, captions_of, draw_scene, is_held_out
 from hpdm_core.rng import numpy_stream
 
-Array = np.ndarray
-Style = Literal["rich", "plain"]
+Style = Literal["rich", "plain", "scenes"]
 
-SHAPES = ("circle", "square", "triangle", "star", "ring")
 MOTIONS = ("sliding", "orbiting")
 CLASSES = tuple(f"{shape} {motion}" for shape in SHAPES for motion in MOTIONS)
 FPS = 12.0
@@ -74,11 +76,20 @@ _STYLES: dict[Style, _Palette] = {
 
 @dataclass(frozen=True, slots=True)
 class SyntheticInfo:
-    """What a synthetic clip shows. `label` indexes CLASSES."""
+    """What a synthetic clip shows. `label` indexes `classes_of(style)`; `captions` says the same in several ways.
+
+    `scene` holds the facts one by one, in the style `scenes`.
+    """
 
     label: int
-    caption: str
+    captions: tuple[str, ...]
     fps: float = FPS
+    scene: Scene | None = None
+
+    @property
+    def caption(self) -> str:
+        """The fullest of the captions."""
+        return self.captions[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,37 +105,66 @@ class _Object:
     spin: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Background:
-    kind: str
-    colour: tuple[float, float, float]
-    angle: float
-    scale: float
-    phases: tuple[float, ...]
-    pan: float
+def classes_of(style: Style) -> tuple[str, ...]:
+    """The classes of a style: shapes with motions, or in `scenes` shapes alone."""
+    return SHAPES if style == "scenes" else CLASSES
+
+
+def label_of(seed: int, index: int, style: Style) -> int:
+    """The class of clip `index`, without painting it."""
+    return SHAPES.index(draw_scene(seed, index).shape) if style == "scenes" else index % len(CLASSES)
+
+
+def scene_indices(seed: int, split: Literal["train", "test", "all"]) -> Iterator[int]:
+    """Indices of the clips of the style `scenes`, without end: those of training, of held-out pairs alone, or all."""
+    for index in count():
+        if split == "all" or is_held_out(draw_scene(seed, index)) == (split == "test"):
+            yield index
 
 
 def render_clip(
-    seed: int, index: int, frames: int, size: tuple[int, int], style: Style = "rich"
+    seed: int, index: int, frames: int, size: tuple[int, int], style: Style = "rich", frame_step: int = 1
 ) -> tuple[Array, SyntheticInfo]:
     """Render clip `index` of the stream `seed`: uint8 `[T, H, W, 3]` and what it shows.
 
-    The same arguments give the same bytes. Clip `index` has class `index % len(CLASSES)`. `plain` shows untextured,
-    huge shapes in four colours before a dark, still gradient: what a small model can learn in two minutes.
+    The same arguments give the same bytes. Frame i shows time i * `frame_step`.
+
+    rich: any texture, moving cameras; clip `index` has class `index % len(CLASSES)`; paths depend on the length.
+    plain: untextured, huge shapes in four colours before a dark, still gradient: what a small model learns in minutes.
+    scenes: bold objects that move as the captions say (`hpdm_core.data.scenes`).
     """
+    if style == "scenes":
+        return _render_scene_clip(seed, index, frames, size, frame_step)
+    label = label_of(seed, index, style)
+    video, caption = _render_shape(seed, index, CLASSES[label], 1 + (frames - 1) * frame_step, size, _STYLES[style])
+    return video[::frame_step], SyntheticInfo(label, (caption,), FPS / frame_step)
+
+
+def _render_scene_clip(
+    seed: int, index: int, frames: int, size: tuple[int, int], frame_step: int
+) -> tuple[Array, SyntheticInfo]:
+    scene = draw_scene(seed, index)
+    video = render_scene(scene, seed, index, frames, size, frame_step)
+    info = SyntheticInfo(SHAPES.index(scene.shape), captions_of(scene, seed, index), FPS / frame_step, scene)
+    return video, info
+
+
+def _render_shape(
+    seed: int, index: int, class_name: str, frames: int, size: tuple[int, int], style: _Palette
+) -> tuple[Array, str]:
+    """The pixels of a clip of the styles `rich` and `plain`, and their caption."""
     rng = numpy_stream(seed, "synthetic", index)
-    label = index % len(CLASSES)
-    shape, motion = CLASSES[label].split()
-    thing, words = _draw_object(rng, shape, _STYLES[style])
-    background, scenery = _draw_background(rng, _STYLES[style])
+    shape, motion = class_name.split()
+    thing, words = _draw_object(rng, shape, style)
+    background, pan, scenery = _draw_background(rng, style)
     centres_T2, direction = _draw_path(rng, motion, thing.radius, frames, size)
     video = np.empty((frames, *size, 3), dtype=np.uint8)
-    still = _paint_background(background, 0.0, size) if background.pan == 0.0 else None
+    still = _paint_background(background, 0.0, size) if pan == 0.0 else None
     for i in range(frames):
-        canvas = _paint_background(background, background.pan * i, size) if still is None else still.copy()
+        canvas = _paint_background(background, pan * i, size) if still is None else still.copy()
         _paint_object(canvas, thing, centres_T2[i], thing.angle + thing.spin * i)
         video[i] = np.clip(canvas * 255.0 + 0.5, 0, 255).astype(np.uint8)
-    return video, SyntheticInfo(label, f"{words} {motion} {direction} over {scenery}")
+    return video, f"{words} {motion} {direction} over {scenery}"
 
 
 def _draw_object(rng: np.random.Generator, shape: str, style: _Palette) -> tuple[_Object, str]:
@@ -145,21 +185,21 @@ def _draw_object(rng: np.random.Generator, shape: str, style: _Palette) -> tuple
     return thing, "a " + " ".join(words)
 
 
-def _draw_background(rng: np.random.Generator, style: _Palette) -> tuple[_Background, str]:
+def _draw_background(rng: np.random.Generator, style: _Palette) -> tuple[Backdrop, float, str]:
     kind = str(rng.choice(style.backgrounds))
     colour = str(rng.choice(style.background_colours))
     camera = str(rng.choice(style.cameras))
     speed = float(rng.uniform(0.004, 0.012))
-    background = _Background(
+    background = Backdrop(
         kind=kind,
         colour=BACKGROUND_COLOURS[colour],
         angle=float(rng.uniform(0, 2 * np.pi)),
         scale=float(rng.uniform(2.5, 4.5)),
         phases=tuple(float(p) for p in rng.uniform(0, 2 * np.pi, 4)),
-        pan={"still": 0.0, "left": -speed, "right": speed}[camera],
     )
-    pan = "" if camera == "still" else f", camera panning {camera}"
-    return background, f"a {kind} {colour} background{pan}"
+    pan = {"still": 0.0, "left": -speed, "right": speed}[camera]
+    panning = "" if camera == "still" else f", camera panning {camera}"
+    return background, pan, f"a {kind} {colour} background{panning}"
 
 
 def _draw_path(
@@ -185,46 +225,12 @@ def _draw_path(
     return middle + np.outer(times * speed, along), word
 
 
-def _paint_background(background: _Background, pan: float, size: tuple[int, int]) -> Array:
+def _paint_background(background: Backdrop, pan: float, size: tuple[int, int]) -> Array:
     """The backdrop seen by a camera that has moved `pan` to the right: float32 `[H, W, 3]` in [0, 1]."""
     unit = min(size)
     y = ((np.arange(size[0], dtype=np.float32) + 0.5) / unit)[:, None]
     x = ((np.arange(size[1], dtype=np.float32) + 0.5) / unit + pan)[None, :]
-    shade = _BACKDROPS[background.kind](background, y, x, unit)
-    base = np.array(background.colour, dtype=np.float32)
-    return np.clip(base * (0.78 + 0.44 * shade[..., None]), 0, 1, dtype=np.float32)
-
-
-def _gradient(background: _Background, y: Array, x: Array, unit: int) -> Array:
-    slope = np.cos(background.angle) * (x - 0.5) + np.sin(background.angle) * (y - 0.5)
-    return 0.5 + 0.5 * np.sin(1.6 * slope + background.phases[0])
-
-
-def _cloudy(background: _Background, y: Array, x: Array, unit: int) -> Array:
-    k, (a, b, c, d) = 2.1 * background.scale, background.phases
-    rows, columns = np.sin(0.9 * k * y + a), np.cos(0.8 * k * x + b)
-    return 0.5 + 0.25 * (np.sin(k * x + 1.7 * rows + c) + np.sin(1.3 * k * y + 1.9 * columns + d))
-
-
-def _tiled(background: _Background, y: Array, x: Array, unit: int) -> Array:
-    k = np.pi * background.scale
-    sharp = unit / k
-    across = np.clip(np.sin(k * x + background.phases[0]) * sharp, -1, 1)
-    down = np.clip(np.sin(k * y + background.phases[1]) * sharp, -1, 1)
-    return 0.5 + 0.35 * across * down
-
-
-def _wavy(background: _Background, y: Array, x: Array, unit: int) -> Array:
-    bend = 0.08 * np.sin(2 * np.pi * x * 1.3 + background.phases[0])
-    return 0.5 + 0.45 * np.sin(2 * np.pi * background.scale * (y + bend) + background.phases[1])
-
-
-_BACKDROPS: dict[str, Callable[[_Background, Array, Array, int], Array]] = {
-    "gradient": _gradient,
-    "cloudy": _cloudy,
-    "tiled": _tiled,
-    "wavy": _wavy,
-}
+    return paint_backdrop(background, y, x, unit)
 
 
 def _paint_object(canvas: Array, thing: _Object, centre: Array, angle: float) -> None:
@@ -238,56 +244,15 @@ def _paint_object(canvas: Array, thing: _Object, centre: Array, angle: float) ->
     y = ((np.arange(top, bottom, dtype=np.float32) + 0.5) / unit - np.float32(centre[0]))[:, None]
     x = ((np.arange(left, right, dtype=np.float32) + 0.5) / unit - np.float32(centre[1]))[None, :]
     box = canvas[top:bottom, left:right]
-    shadow = np.clip(0.5 - _distance(thing, y - 0.035, x - 0.025, angle) / 0.07, 0, 1)
+    shadow = np.clip(0.5 - outline_distance(thing.shape, thing.radius, y - 0.035, x - 0.025, angle) / 0.07, 0, 1)
     box *= 1 - 0.4 * shadow[..., None]
-    coverage = np.clip(0.5 - _distance(thing, y, x, angle) * unit, 0, 1)[..., None]
+    coverage = np.clip(0.5 - outline_distance(thing.shape, thing.radius, y, x, angle) * unit, 0, 1)[..., None]
     box += coverage * (_surface(thing, y, x, angle, unit) - box)
-
-
-def _rotate(y: Array, x: Array, angle: float) -> tuple[Array, Array]:
-    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    return cos * y - sin * x, sin * y + cos * x
-
-
-def _distance(thing: _Object, y: Array, x: Array, angle: float) -> Array:
-    """Signed distance to the outline (negative inside), exact near the edge."""
-    radius = thing.radius
-    if thing.shape == "circle":
-        return np.hypot(y, x) - radius
-    if thing.shape == "ring":
-        return np.abs(np.hypot(y, x) - 0.72 * radius) - 0.28 * radius
-    v, u = _rotate(y, x, angle)
-    if thing.shape == "square":
-        side = 0.76 * radius
-        outside = np.hypot(np.maximum(np.abs(v) - side, 0), np.maximum(np.abs(u) - side, 0))
-        return outside + np.minimum(np.maximum(np.abs(v), np.abs(u)) - side, 0) - 0.12 * radius
-    if thing.shape == "triangle":
-        return _polygon(v, u, 3, 0.52 * radius)
-    return _star(v, u, radius)
-
-
-def _polygon(v: Array, u: Array, sides: int, apothem: float) -> Array:
-    """Regular polygon as the largest of its half-plane distances."""
-    turns = 2 * np.pi * np.arange(sides) / sides
-    planes = [np.float32(np.cos(t)) * v + np.float32(np.sin(t)) * u for t in turns]
-    return np.maximum.reduce(planes) - np.float32(apothem)
-
-
-def _star(v: Array, u: Array, radius: float) -> Array:
-    """Five points: each point is folded onto one edge of the outline, by symmetry."""
-    fold = np.pi / 5
-    bearing = np.arctan2(v, u)
-    around = np.abs(np.mod(bearing + fold, 2 * fold) - fold)
-    length = np.hypot(v, u)
-    inner = 0.5 * radius
-    edge = np.array([inner * np.cos(fold) - radius, inner * np.sin(fold)])
-    normal = np.array([edge[1], -edge[0]]) / np.hypot(*edge)
-    return np.float32(normal[0]) * (length * np.cos(around) - radius) + np.float32(normal[1]) * length * np.sin(around)
 
 
 def _surface(thing: _Object, y: Array, x: Array, angle: float, unit: int) -> Array:
     """The shape's own colour at each point, lit from the upper left: `[N, N, 3]`."""
-    v, u = _rotate(y, x, angle)
+    v, u = rotate(y, x, angle)
     k = np.pi * thing.texture_scale
     sharp = unit / k
     if thing.texture == "plain":

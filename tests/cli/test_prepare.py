@@ -121,6 +121,19 @@ def test_synthetic_needs_nothing_and_prints_one_summary(tmp_path: Path) -> None:
     assert store.about["command"] == "hpdm prepare-data --source synthetic --num 5 --frames 3"
 
 
+def test_the_command_of_scenes_is_recorded(tmp_path: Path) -> None:
+    words = ("--source", "synthetic", "--style", "scenes", "--split", "test", "--frame-step", "8", "--num", "2")
+    result = run(*words, "--frames", "2", "--out", tmp_path / "store", *SMALL)
+    assert result.exit_code == 0
+    assert "held-out pairs alone" in result.stderr
+    assert VideoStore.open(tmp_path / "store").about["command"] == (
+        "hpdm prepare-data --source synthetic --split test --num 2 --frames 2 --style scenes --frame-step 8"
+    )
+    refused = run("--source", "synthetic", "--split", "test", "--out", tmp_path / "other", *SMALL)
+    assert refused.exit_code == 2
+    assert "--style scenes" in refused.stderr
+
+
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     write_lossless(tmp_path / "a.avi", sample_video(frames=2))
     result = run(tmp_path, "--out", tmp_path / "store", "--dry-run", "--size", "64x96", "--levels", "2")

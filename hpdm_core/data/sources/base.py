@@ -24,6 +24,7 @@ class SyntheticSpec:
     index: int
     frames: int
     style: Style = "rich"
+    frame_step: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class SourceOptions:
     num_frames: int = 24
     seed: int = 0
     style: Style = "rich"
+    frame_step: int = 1
 
     def folder(self) -> Path:
         """The source directory; ConfigError where there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count, islice
 from pathlib import Path
 
 from hpdm_core.data import synthetic
@@ -63,20 +64,33 @@ def _detect_folder(path: Path) -> str:
 
 
 def scan_synthetic(options: SourceOptions) -> Scan:
-    """Procedural clips `0 … num_clips - 1` of the stream `seed`; their captions come with the pixels."""
-    clips = tuple(
-        SourceClip(
-            id=f"synthetic/{options.seed}/{index:06d}",
-            paths=(),
-            label=synthetic.CLASSES[index % len(synthetic.CLASSES)],
-            group=f"{index:06d}",
-            synthetic=SyntheticSpec(options.seed, index, options.num_frames, options.style),
-            fps=synthetic.FPS,
+    """The first `num_clips` clips of the stream `seed` that the split takes; captions come with the pixels."""
+    if options.frame_step < 1:
+        raise ConfigError(f"a frame step of {options.frame_step} shows nothing", hint="--frame-step 1 or more")
+    by_rule = options.style == "scenes"  # which pairs are held out is part of the style
+    classes = synthetic.classes_of(options.style)
+    indices = synthetic.scene_indices(options.seed, options.split) if by_rule else count()
+    clips = tuple(_synthetic_clip(options, index, classes) for index in islice(indices, options.num_clips))
+    if by_rule:
+        note = {"train": "without the held-out pairs", "test": "held-out pairs alone", "all": "with the held-out pairs"}
+        return Scan("synthetic", clips, classes, notes=(f"scenes {note[options.split]}",))
+    if options.split != "all" and not options.test_fraction:
+        raise ConfigError(
+            f"clips of the style {options.style} are not divided into train and test",
+            hint="leave --split away, give --test-fraction 0.1, or use --style scenes, which has held-out pairs",
         )
-        for index in range(options.num_clips)
+    return split_by_group(Scan("synthetic", clips, classes), options.split, options.test_fraction)
+
+
+def _synthetic_clip(options: SourceOptions, index: int, classes: tuple[str, ...]) -> SourceClip:
+    return SourceClip(
+        id=f"synthetic/{options.seed}/{index:06d}",
+        paths=(),
+        label=classes[synthetic.label_of(options.seed, index, options.style)],
+        group=f"{index:06d}",
+        synthetic=SyntheticSpec(options.seed, index, options.num_frames, options.style, options.frame_step),
+        fps=synthetic.FPS / options.frame_step,
     )
-    scan = Scan("synthetic", clips, synthetic.CLASSES)
-    return split_by_group(scan, options.split, options.test_fraction)
 
 
 def _suffixes(kind: str) -> frozenset[str]:

@@ -62,6 +62,16 @@ def test_the_shards_are_plain_npy(tmp_path: Path) -> None:
     assert np.array_equal(frames[5:10], render_clip(0, 1, 5, (32, 32))[0])
 
 
+def test_scenes_keep_all_their_captions(tmp_path: Path) -> None:
+    store = made(tmp_path / "store", kind="synthetic", style="scenes", num_clips=3, num_frames=4, frame_step=8)
+    for index, clip in enumerate(store.clips):
+        video, info = render_clip(0, index, 4, (32, 32), "scenes", 8)
+        assert clip.captions == info.captions
+        assert len(clip.captions) == 4
+        assert (clip.label, clip.fps) == (info.label, 1.5)
+        assert np.array_equal(store.read_frames(index), video)
+
+
 def test_a_folder_of_mixed_frame_sizes(tmp_path: Path) -> None:
     (tmp_path / "src" / "clip").mkdir(parents=True)
     frames = [sample_video(frames=1, size=size)[0] for size in ((40, 40), (50, 70))]

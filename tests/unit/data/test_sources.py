@@ -228,6 +228,19 @@ def test_synthetic_needs_no_files() -> None:
     assert (found.clips[11].synthetic.index, found.clips[11].synthetic.frames) == (11, 5)
 
 
+def test_scenes_are_split_by_rule_and_other_styles_are_not() -> None:
+    options = {"kind": "synthetic", "num_clips": 30, "num_frames": 8, "frame_step": 8}
+    train, test = (scan(None, **options, style="scenes", split=split) for split in ("train", "test"))
+    assert len(train.clips) == len(test.clips) == 30
+    assert not {clip.id for clip in train.clips} & {clip.id for clip in test.clips}
+    assert train.classes == test.classes == ("circle", "square", "triangle", "star", "ring")
+    assert "without the held-out pairs" in train.notes[0]
+    assert train.clips[0].fps == 1.5
+    with pytest.raises(ConfigError, match="style rich are not divided into train and test"):
+        scan(None, **options, split="train")
+    assert len(scan(None, **options, split="train", test_fraction=0.2).clips) < 30
+
+
 def test_names_in_words_and_orders() -> None:
     assert words_of("ApplyEyeMakeup") == "apply eye makeup"
     assert words_of("YoYo") == "yo yo"
