@@ -150,6 +150,7 @@ def _shape(parts: list[_Part]) -> str:
     scores = np.zeros(len(SHAPES))
     for part in parts:
         picture = (part.picture - part.picture.mean()).ravel()
+        picture = picture / max(np.linalg.norm(picture), 1e-6)
         for i, shape in enumerate(SHAPES):
             scores[i] += (_templates(shape, round(4 * part.weight**0.5) / 4) @ picture).max() / max(
                 np.linalg.norm(picture), 1e-6
