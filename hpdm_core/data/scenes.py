@@ -83,10 +83,14 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class ScenePrompt:
-    """A prompt, the facts of `Scene` that it asks for, and whether it names a pair that training never showed."""
+    """A prompt and the facts of `Scene` that it asks for.
+
+    `pair` names the facts of the pair that it was made for; `held_out` says that training never showed that pair.
+    """
 
     text: str
     facts: Mapping[str, Any]
+    pair: tuple[str, ...]
     held_out: bool
 
 
@@ -210,4 +214,4 @@ def _prompt(pair: dict[str, Any], held_out: bool, number: int) -> ScenePrompt:
     count = _pick(draws, tuple(COUNTS), _COUNT_SHARES)
     facts = {"count": count, "colour": colour, "motion": motion, "direction": direction, **pair}
     scene = draw_scene(0, 0, facts)
-    return ScenePrompt(f"{_subject(scene)} {_verb(scene)}", facts, held_out)
+    return ScenePrompt(f"{_subject(scene)} {_verb(scene)}", facts, tuple(pair), held_out)
