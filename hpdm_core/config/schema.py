@@ -152,7 +152,11 @@ class EmaSection(Section):
 
 
 class TrainSection(Section):
-    """The training loop. Steps count per phase where a family trains in phases."""
+    """The training loop. Steps count per phase where a family trains in phases.
+
+    cuda_graph: replay the whole step from a CUDA graph; worth it where one GPU trains on a few videos a step.
+    residual: what the streams between layers are kept in; `bf16` (only with `precision: bf16`) moves fewer bytes.
+    """
 
     max_steps: Count | None = None
     max_videos: Count | None = None
@@ -161,7 +165,9 @@ class TrainSection(Section):
     seed: int = 0
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     bf16_attention: bool = False
+    residual: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
+    cuda_graph: bool = False
     activation_checkpointing: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     optimizer: OptimizerSection = OptimizerSection()
@@ -180,6 +186,8 @@ class TrainSection(Section):
             raise ValueError("set exactly one of max_steps and max_videos")
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch {self.micro_batch}")
+        if self.residual == "bf16" and self.precision != "bf16":
+            raise ValueError("residual: bf16 needs precision: bf16")
         return self
 
     @property

@@ -62,12 +62,13 @@ class Lamb(Optimizer):
         if group["adapt"]:
             ratios = _trust_ratios(weights, updates, like=params[0]).mul_(group["lr"])
         else:
-            ratios = torch.full((len(updates),), group["lr"], device=updates[0].device)
+            ratios = torch.ones(len(updates), device=updates[0].device).mul_(group["lr"])
         if self.found_inf is not None:
             # The kernel has left the moments alone; a zero ratio leaves the weights alone as well.
             ratios *= 1.0 - self.found_inf
-        torch._foreach_mul_(updates, list(ratios.unbind()))
-        torch._foreach_add_(weights, updates)
+        # One pass and one launch per tensor; a foreach product with factors on the device is one launch each as well.
+        for weight, update, ratio in zip(weights, updates, ratios.unbind(), strict=True):
+            weight.addcmul_(update, ratio)
 
     def _adam_updates(self, group: dict[str, Any], params: Sequence[Tensor]) -> list[Tensor]:
         """Minus Adam's bias-corrected direction: what the kernel makes of zeros at rate 1."""

@@ -18,14 +18,15 @@ from hpdm_core.errors import ConfigError
 from hpdm_core.families.base import Family
 from hpdm_core.nn.attention import attention_dtype
 from hpdm_core.nn.devices import compile_units
-from hpdm_core.nn.precision import autocast
+from hpdm_core.nn.precision import autocast, residual_dtype
 
 
 @contextmanager
 def computing(train: TrainSection, device: torch.device) -> Iterator[None]:
-    """Context for losses: autocast to bf16 products over fp32 weights, and bf16 attention, as the config says."""
+    """Context for losses: autocast to bf16 products over fp32 weights, bf16 attention and bf16 streams, as told."""
     attention = torch.bfloat16 if train.bf16_attention else None
-    with autocast(device, train.precision), attention_dtype(attention):
+    residual = torch.bfloat16 if train.residual == "bf16" else torch.float32
+    with autocast(device, train.precision), attention_dtype(attention), residual_dtype(residual):
         yield
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hpdm_core.config.schema import Extent
 from hpdm_core.families.hpdm.config import HpdmModel
+from hpdm_core.nn.precision import to_residual
 from hpdm_core.pyramid.coords import interpolate, interpolation_matrices, normalised_coordinates
 from hpdm_core.pyramid.geometry import Pyramid
 
@@ -64,9 +65,9 @@ class Fusion(nn.Module):
         return term
 
     def forward(self, x: Tensor, term: Tensor | None) -> Tensor:
-        """Fused tokens [..., N, D] in fp32, from own features and `context_term`."""
+        """Fused tokens [..., N, D], from own features and `context_term`; summed in fp32."""
         own = self.own(x).float()
-        return own if term is None else own + term
+        return to_residual(own if term is None else own + term)
 
 
 def context_maps(pyramid: Pyramid, offsets_BL3: Tensor, token: Extent) -> Maps:

@@ -4,7 +4,8 @@ A block works on data tokens X through a small set of latents Z: the latents fir
 then the tokens, think among themselves, and write back. Its cost is linear in the number of tokens, and
 all blocks run at one resolution, which is what lets fine pyramid levels skip early blocks.
 
-The residual streams stay in fp32 under autocast; only matrix products run in bf16.
+The residual streams keep the dtype they come in, fp32 unless told otherwise; under autocast only matrix products
+run in bf16.
 Shapes: R rows (level x batch), N tokens, D token width, K latents, Z latent width, M condition tokens.
 """
 
