@@ -14,6 +14,7 @@ from hpdm_core.families.base import Family
 from hpdm_core.families.hpdm.context import Fusion, Maps
 from hpdm_core.families.hpdm.denoiser import FusedBlock, Nested
 from hpdm_core.families.hpdm.family import HpdmFamily
+from hpdm_core.pyramid.coords import interpolate
 
 
 class PlainBlock(FusedBlock):
@@ -21,7 +22,8 @@ class PlainBlock(FusedBlock):
 
     def _fuse_levels(self, x_LBND: Tensor, nested: Nested) -> Tensor:
         fusion: Fusion = self.fusion  # type: ignore[assignment]
-        assert fusion.context is not None and fusion.position is not None
+        assert fusion.context is not None
+        assert fusion.position is not None
         weight = torch.cat([fusion.own.weight, fusion.context.weight, fusion.position.T], dim=1)
         fused = []
         for child in range(1, len(x_LBND)):
@@ -32,22 +34,16 @@ class PlainBlock(FusedBlock):
 
     def _sample(self, features_BND: Tensor, maps: Maps, child: int, parent: int) -> Tensor:
         """`grid_sample` of the parent's features at the child's tokens, [B, N, D]."""
-        n_t, n_h, n_w = self.grid
         volume = features_BND.transpose(1, 2).unflatten(2, self.grid).float()
-        # The interpolation matrices applied to token indices give the fractional index that is read.
-        t, h, w = (m @ torch.arange(m.shape[-1], device=m.device, dtype=m.dtype) for m in maps[child, parent])
-        shape = (len(t), n_t, n_h, n_w)
-        axes = [
-            (2 * index / max(n - 1, 1) - 1)[(slice(None), *view)].expand(shape)
-            for index, n, view in (
-                (w, n_w, (None, None, slice(None))),
-                (h, n_h, (None, slice(None), None)),
-                (t, n_t, (slice(None), None, None)),
-            )
-        ]
-        places = torch.stack(axes, dim=-1)
-        read = F.grid_sample(volume, places, mode="bilinear", padding_mode="border", align_corners=True)
-        return read.flatten(2).transpose(1, 2)
+        matrices, device = maps[child, parent], volume.device
+        with torch.autocast(device.type, enabled=False):
+            # Interpolated, the tokens' indices (t, h, w) are the fractional indices that are read.
+            index_N3 = torch.cartesian_prod(*(torch.arange(n, device=device, dtype=torch.float32) for n in self.grid))
+            read_BN3 = interpolate(index_N3.expand(len(volume), -1, -1).contiguous(), matrices, self.grid)
+            last = torch.tensor([max(n - 1, 1) for n in self.grid], device=device)
+            places = (2 * read_BN3 / last - 1).flip(-1).unflatten(1, self.grid)
+        sampled = F.grid_sample(volume, places, mode="bilinear", padding_mode="border", align_corners=True)
+        return sampled.flatten(2).transpose(1, 2)
 
 
 def make_plain(family: Family) -> None:

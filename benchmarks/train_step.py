@@ -58,7 +58,7 @@ class Row:
     name: str
     preset: str = "ucf101-m"
     precision: str = "bf16"
-    bf16_attention: bool = False
+    bf16_attention: bool | str = False
     compile: bool = True
     batch: int = 16
     overrides: tuple[str, ...] = ()
@@ -122,13 +122,14 @@ SUITES: dict[str, list[Row]] = {
         Row("compiled blocks", batch=24),
         Row("+ whole step as a CUDA graph", batch=1, overrides=GRAPH),
         Row("+ residual streams in bf16", batch=24, overrides=STREAMS),
-        Row("+ tuned pointwise kernels", batch=24, overrides=STREAMS, inductor=TUNED),
-        Row("+ CUDA graph", batch=1, overrides=GRAPH + STREAMS),
-        Row("fp32 storage, bf16 attention", precision="tf32", bf16_attention=True, batch=12),
+        Row("fp32 storage, bf16 attention layers", precision="tf32", bf16_attention="whole", batch=12),
         Row("plain", precision="fp32", compile=False, plain=True, batch=2),
-        Row("ours, strict fp32", precision="fp32", compile=False, batch=2),
-        Row("plain in bf16", compile=False, plain=True, batch=8),
-        Row("+ split fusion, separable context", compile=False, batch=8),
+        Row("split fusion, separable context", precision="fp32", compile=False, batch=2),
+        Row("plain", compile=False, plain=True, batch=8),
+        Row("split fusion, separable context", compile=False, batch=8),
+        Row("fp32 storage, bf16 attention", precision="tf32", bf16_attention=True, batch=12),
+        Row("+ tuned pointwise kernels", batch=24, overrides=STREAMS, inductor=TUNED),
+        Row("CUDA graph, bf16 streams", batch=1, overrides=GRAPH + STREAMS),
         Row("compiled blocks", batch=1),
         Row("compiled as one unit", batch=24, whole=True),
     ],
@@ -208,7 +209,9 @@ def measure(row: Row, device: str, seconds: float, *, profile: bool = False) -> 
             with torch.profiler.profile() as profiler:
                 next(steps)
                 synchronize(device)
-            print(profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=110))
+            print(
+                profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=110)
+            )
     memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
     trainer.settle()
     role = trainer.roles[0]
@@ -249,7 +252,8 @@ def synchronize(device: str) -> None:
 
 def show(result: dict[str, Any]) -> str:
     """One line of the table."""
-    precision = result["precision"] + (" + bf16 attention" if result["bf16_attention"] else "")
+    attention = {True: " + bf16 attention", "whole": " + bf16 attention layers"}.get(result["bf16_attention"], "")
+    precision = result["precision"] + attention
     mode = Row(**{field.name: result[field.name] for field in dataclasses.fields(Row)}).mode
     return (
         f"{result['name']:34s} {precision:22s} {mode:14s} b{result['batch']:<3d} {result['ms']:8.1f} ms "
@@ -278,7 +282,7 @@ def main() -> None:
     parser.add_argument("--suite", choices=sorted(SUITES), default=None)
     parser.add_argument("--preset", default=None)
     parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--bf16-attention", action="store_true")
+    parser.add_argument("--bf16-attention", choices=("core", "whole"))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
@@ -290,7 +294,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = SUITES[args.suite or "main"]
     if args.preset:
-        attention, overrides = args.bf16_attention, tuple(args.overrides)
+        attention, overrides = {"core": True, "whole": "whole", None: False}[args.bf16_attention], tuple(args.overrides)
         rows = [Row(args.preset, args.preset, args.precision, attention, args.compile, args.batch, overrides)]
     started, results = time.perf_counter(), stored_rows(args.json)
     done = {described(result) for result in results}

@@ -155,6 +155,7 @@ class TrainSection(Section):
     """The training loop. Steps count per phase where a family trains in phases.
 
     cuda_graph: replay the whole step from a CUDA graph; worth it where one GPU trains on a few videos a step.
+    bf16_attention: run the attention kernel in bf16 whatever the precision; `whole`: with its projections.
     residual: what the streams between layers are kept in; `bf16` (only with `precision: bf16`) moves fewer bytes.
     """
 
@@ -164,7 +165,7 @@ class TrainSection(Section):
     micro_batch: Count | None = None
     seed: int = 0
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    bf16_attention: bool = False
+    bf16_attention: bool | Literal["whole"] = False
     residual: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     cuda_graph: bool = False

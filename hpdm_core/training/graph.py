@@ -66,7 +66,9 @@ class GraphedStep:
     returns its numbers. All batches must have the shapes of the first.
     """
 
-    def __init__(self, compute: Callable[[Batch, BatchStreams, Tensor], Tensor], seed: int, device: torch.device):
+    def __init__(
+        self, compute: Callable[[Batch, BatchStreams, Tensor], Tensor], seed: int, device: torch.device
+    ) -> None:
         self._compute, self._seed, self._device = compute, seed, device
         self._stream = torch.cuda.Stream(device)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -103,7 +105,8 @@ class GraphedStep:
         """The step, recorded and not run."""
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=self._stream):
+            # Of this thread only: the loader's pinning thread may call CUDA meanwhile.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._numbers = self._compute(self._batch, self._streams, self._lr)
         except RuntimeError as error:
             raise ConfigError(

@@ -24,9 +24,11 @@ from hpdm_core.nn.precision import autocast, residual_dtype
 @contextmanager
 def computing(train: TrainSection, device: torch.device) -> Iterator[None]:
     """Context for losses: autocast to bf16 products over fp32 weights, bf16 attention and bf16 streams, as told."""
-    attention = torch.bfloat16 if train.bf16_attention else None
+    attention = attention_dtype(
+        torch.bfloat16 if train.bf16_attention else None, projections=train.bf16_attention == "whole"
+    )
     residual = torch.bfloat16 if train.residual == "bf16" else torch.float32
-    with autocast(device, train.precision), attention_dtype(attention), residual_dtype(residual):
+    with autocast(device, train.precision), attention, residual_dtype(residual):
         yield
 
 
