@@ -89,6 +89,7 @@ class Row:
 DENSE = ("model.levels_per_block=[3,3,3,3,3,3]",)
 GRAPH = ("train.cuda_graph=true",)
 STREAMS = ("train.residual=bf16",)
+FLOAT8 = ("train.float8=true",)
 TUNED = (("coordinate_descent_tuning", True),)
 
 
@@ -129,6 +130,7 @@ SUITES: dict[str, list[Row]] = {
         Row("split fusion, separable context", compile=False, batch=8),
         Row("fp32 storage, bf16 attention", precision="tf32", bf16_attention=True, batch=12),
         Row("+ tuned pointwise kernels", batch=24, overrides=STREAMS, inductor=TUNED),
+        Row("+ large products in float8", batch=24, overrides=STREAMS + FLOAT8),
         Row("CUDA graph, bf16 streams", batch=1, overrides=GRAPH + STREAMS),
         Row("compiled blocks", batch=1),
         Row("compiled as one unit", batch=24, whole=True),
