@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpdm_core.nn.normed import normed_linear
+
 _core_dtype: torch.dtype | None = None
 _project_alike = False
 
@@ -47,10 +49,10 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """[B, N, D] to [B, N, D]."""
+    def forward(self, x_BND: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
+        """[B, N, D] to [B, N, D]. norm: of x, applied first."""
         with _layer_precision(x_BND):
-            q, k, v = self.qkv(x_BND).chunk(3, dim=-1)
+            q, k, v = _projected(norm, self.qkv, x_BND).chunk(3, dim=-1)
             return self.out(attend(q, k, v, self.head_dim))
 
 
@@ -65,11 +67,26 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(source_dim, 2 * inner)
         self.out = nn.Linear(inner, dim)
 
-    def forward(self, x_BND: Tensor, source_BMS: Tensor, mask_BM: Tensor | None = None) -> Tensor:
-        """[B, N, D] to [B, N, D]. mask: False where a source token is padding, which nobody then reads."""
+    def forward(
+        self,
+        x_BND: Tensor,
+        source_BMS: Tensor,
+        mask_BM: Tensor | None = None,
+        *,
+        norm: nn.LayerNorm | None = None,
+        source_norm: nn.LayerNorm | None = None,
+    ) -> Tensor:
+        """[B, N, D] to [B, N, D]. mask: False where a source token is padding, which nobody then reads.
+
+        norm, source_norm: of x and of the source, applied first.
+        """
         with _layer_precision(x_BND):
-            k, v = self.key_value(source_BMS).chunk(2, dim=-1)
-            return self.out(attend(self.query(x_BND), k, v, self.head_dim, mask_BM))
+            k, v = _projected(source_norm, self.key_value, source_BMS).chunk(2, dim=-1)
+            return self.out(attend(_projected(norm, self.query, x_BND), k, v, self.head_dim, mask_BM))
+
+
+def _projected(norm: nn.LayerNorm | None, linear: nn.Linear, x: Tensor) -> Tensor:
+    return linear(x) if norm is None else normed_linear(norm, linear, x)
 
 
 def attend(q_BND: Tensor, k_BMD: Tensor, v_BMD: Tensor, head_dim: int, mask_BM: Tensor | None = None) -> Tensor:

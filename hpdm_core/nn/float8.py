@@ -27,12 +27,17 @@ class Float8Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., I] to bf16 [..., O]."""
-        if not torch.is_autocast_enabled(input.device.type):
-            return F.linear(input, self.weight, self.bias)
-        rows = input.to(torch.bfloat16).flatten(0, -2)
-        product: Tensor = _Float8Product.apply(rows, self.weight.to(torch.bfloat16))  # type: ignore[assignment]
-        output = product if self.bias is None else product + self.bias.to(torch.bfloat16)
-        return output.unflatten(0, input.shape[:-1])
+        return self.product(input, self.weight, self.bias)
+
+    @staticmethod
+    def product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """`F.linear`, in float8 under bf16 autocast."""
+        if not torch.is_autocast_enabled(x.device.type):
+            return F.linear(x, weight_OI, bias_O)
+        rows = x.to(torch.bfloat16).flatten(0, -2)
+        product: Tensor = _Float8Product.apply(rows, weight_OI.to(torch.bfloat16))  # type: ignore[assignment]
+        output = product if bias_O is None else product + bias_O.to(torch.bfloat16)
+        return output.unflatten(0, x.shape[:-1])
 
 
 def use_float8(modules: Iterable[nn.Module]) -> None:

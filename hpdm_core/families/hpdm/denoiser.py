@@ -33,6 +33,7 @@ from hpdm_core.families.hpdm.rin import RinBlock
 from hpdm_core.families.hpdm.tokenizer import detokenize, tokenize
 from hpdm_core.nn.attention import feed_forward, init_linear_, layer_norm
 from hpdm_core.nn.embeddings import ScalarEmbedding
+from hpdm_core.nn.normed import normed_linear
 from hpdm_core.nn.precision import to_residual
 
 CHANNELS = 3
@@ -74,7 +75,7 @@ class Head(nn.Module):
 
     def forward(self, x_LBND: Tensor) -> Tensor:
         """fp32 [L, B, N, E]."""
-        return self.detokenize(self.norm(x_LBND)).float()
+        return normed_linear(self.norm, self.detokenize, x_LBND).float()
 
 
 class FusedBlock(nn.Module):
