@@ -170,11 +170,11 @@ def endless(batch: Batch) -> Iterator[Batch]:
 
 def build_trainer(row: Row, config: RunConfig, device: str) -> Trainer:
     """The training loop of the row, on random patches."""
+    torch.manual_seed(0)
     with torch.device(device):
         family = build_family(config)
     if row.plain:
         make_plain(family)
-    torch.compiler.reset()
     apply_switches(family, config.train)
     if row.whole:
         family.get_submodule("denoiser").compile(dynamic=False)
@@ -189,6 +189,7 @@ def build_trainer(row: Row, config: RunConfig, device: str) -> Trainer:
 
 def measure(row: Row, device: str, seconds: float, *, profile: bool = False) -> dict[str, Any]:
     """Build, warm up, time steps for about `seconds`; `profile` prints where one step's time goes."""
+    torch.compiler.reset()
     config = load_run_config(row.preset, row.settings)
     flops = count_flops(config, device)
     trainer = build_trainer(row, config, device)

@@ -7,6 +7,9 @@ weight in bf16: a sum over a whole batch of tokens deserves it, and its scales w
 Shapes: N rows, I inputs, O outputs of a layer.
 """
 
+# pyright: reportPrivateImportUsage=false
+# (torch exports these names only at run time)
+
 from __future__ import annotations
 
 from collections.abc import Iterable

@@ -7,8 +7,9 @@ from hpdm_core.errors import ConfigError
 from hpdm_core.rng import BatchStreams
 from hpdm_core.training.distributed import World
 from hpdm_core.training.graph import HeldStreams, check_graphable, copy_tensors
+from hpdm_core.training.run import fit
 from tests.support.tiny_hpdm import random_batch, tiny_family
-from tests.support.toy import toy_config
+from tests.support.toy import ToySource, read_log, toy_config
 
 
 def test_held_draws_are_those_of_their_rows_and_keep_their_place():
@@ -50,3 +51,16 @@ def test_a_step_that_a_graph_cannot_hold_is_refused(world, rows, reason):
 
 def test_one_whole_batch_on_one_gpu_is_accepted():
     check_graphable(toy_config(), World(torch.device("cuda")), 4, 4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_replayed_steps_are_launched_ones(tmp_path, optimizer):
+    logs = []
+    for replayed in (False, True):
+        run = tmp_path / str(replayed)
+        config = toy_config(max_steps=12, cuda_graph=replayed, optimizer={"name": optimizer})
+        fit(config, ToySource(), run, device="cuda")
+        logs.append([line["loss"] for line in read_log(run)])
+    assert len(set(logs[0])) == 12
+    assert logs[1] == pytest.approx(logs[0], rel=1e-5)
