@@ -1,11 +1,13 @@
-"""Training throughput and memory: whole steps (noise, loss, backward, clipping, optimiser, EMA) on random patches.
+"""Training throughput and memory: whole steps of the training loop on random patches that stay on the device.
 
     python -m benchmarks.train_step                          # the table of docs/results.md, one GPU
+    python -m benchmarks.train_step --suite speed            # each optimisation on top of the ones before it
     python -m benchmarks.train_step --suite patch-memory     # peak memory by resolution
     python -m benchmarks.train_step --preset demo --precision fp32 --batch 4 --device cpu
 
-A row's batch is built once and stays on the device, so that nothing but the step is timed. FLOPs are counted by
-PyTorch's counter over one forward and backward pass of one video.
+A step is noise, loss, backward, clipping, optimiser, EMA and the guard, exactly as `hpdm train` runs it; the batch is
+built once, so that no loader is timed. FLOPs are counted by PyTorch's counter over one forward and backward pass of one
+video. With --json, rows that the file holds already, from the same commit and machine, are not run again.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ import argparse
 import contextlib
 import dataclasses
 import gc
+import itertools
+import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +28,69 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import write_json
+from benchmarks.machine import machine_facts, write_json
+from benchmarks.plain_hpdm import make_plain
+from hpdm_core.config.schema import RunConfig
 from hpdm_core.data.window import Batch
 from hpdm_core.families.base import Family
 from hpdm_core.families.registry import build_family, load_run_config
-from hpdm_core.nn.attention import attention_dtype
 from hpdm_core.nn.precision import autocast, matmul_precision
 from hpdm_core.rng import BatchStreams
+from hpdm_core.training.distributed import World
 from hpdm_core.training.ema import Ema
+from hpdm_core.training.guard import NonfiniteGuard
+from hpdm_core.training.loop import Trainer
 from hpdm_core.training.optim import RoleOptimizer
+from hpdm_core.training.state import TrainState
+from hpdm_core.training.switches import apply_switches
+
+WARM_UP = 4
+"""Steps before timing: enough to compile and to capture a CUDA graph."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One line of the table. plain: the literal implementation; whole: compile the network as one unit.
+
+    inductor: settings of the compiler, by name, while this row runs.
+    """
 
     name: str
     preset: str = "ucf101-m"
     precision: str = "bf16"
-    bf16_attention: bool = False
+    bf16_attention: bool | str = False
     compile: bool = True
     batch: int = 16
     overrides: tuple[str, ...] = ()
+    plain: bool = False
+    whole: bool = False
+    inductor: tuple[tuple[str, bool], ...] = ()
+
+    @property
+    def settings(self) -> list[str]:
+        """The row's overrides of its preset."""
+        train = {
+            "max_steps": 10**6,
+            "batch_size": self.batch,
+            "micro_batch": "null",
+            "precision": self.precision,
+            "bf16_attention": str(self.bf16_attention).lower(),
+            "compile": str(self.compile and not self.whole).lower(),
+        }
+        return [*(f"train.{key}={value}" for key, value in train.items()), *self.overrides]
+
+    @property
+    def mode(self) -> str:
+        """How the blocks run."""
+        kind = "plain" if self.plain else "whole" if self.whole else "compiled" if self.compile else "eager"
+        return kind + (" graph" if "train.cuda_graph=true" in self.overrides else "")
 
 
 DENSE = ("model.levels_per_block=[3,3,3,3,3,3]",)
+GRAPH = ("train.cuda_graph=true",)
+STREAMS = ("train.residual=bf16",)
+FLOAT8 = ("train.float8=true",)
+TUNED = (("coordinate_descent_tuning", True),)
 
 
 def full_resolution(token: str) -> tuple[str, ...]:
@@ -59,6 +102,7 @@ SUITES: dict[str, list[Row]] = {
     "main": [
         Row("M adaptive", batch=24),
         Row("M adaptive", batch=1),
+        Row("M adaptive", batch=1, overrides=GRAPH),
         Row("M adaptive", compile=False, batch=16),
         Row("M adaptive", compile=False, batch=1),
         Row("M dense", batch=16, overrides=DENSE),
@@ -74,6 +118,22 @@ SUITES: dict[str, list[Row]] = {
         Row("M adaptive", precision="fp32", compile=False, batch=4),
         Row("M adaptive", precision="fp32", compile=False, batch=1),
         Row("M adaptive", precision="fp32", batch=4),
+    ],
+    "speed": [
+        Row("compiled blocks", batch=24),
+        Row("+ whole step as a CUDA graph", batch=1, overrides=GRAPH),
+        Row("+ residual streams in bf16", batch=24, overrides=STREAMS),
+        Row("fp32 storage, bf16 attention layers", precision="tf32", bf16_attention="whole", batch=12),
+        Row("plain", precision="fp32", compile=False, plain=True, batch=2),
+        Row("split fusion, separable context", precision="fp32", compile=False, batch=2),
+        Row("plain", compile=False, plain=True, batch=8),
+        Row("split fusion, separable context", compile=False, batch=8),
+        Row("fp32 storage, bf16 attention", precision="tf32", bf16_attention=True, batch=12),
+        Row("+ tuned pointwise kernels", batch=24, overrides=STREAMS, inductor=TUNED),
+        Row("+ large products in float8", batch=24, overrides=STREAMS + FLOAT8),
+        Row("CUDA graph, bf16 streams", batch=1, overrides=GRAPH + STREAMS),
+        Row("compiled blocks", batch=1),
+        Row("compiled as one unit", batch=24, whole=True),
     ],
     "patch-memory": [
         Row("64x256x256, 3 levels", compile=False, batch=1),
@@ -101,74 +161,87 @@ def random_batch(family: Family, batch: int, device: str) -> Batch:
     return Batch(videos, meta, torch.zeros(batch, dtype=torch.long, device=device), [""] * batch, list(range(batch)))
 
 
-def measure(row: Row, device: str, seconds: float, *, profile: bool = False) -> dict[str, Any]:
-    """Build, warm up, time whole steps for about `seconds`; `profile` prints where one step's time goes."""
-    config = load_run_config(row.preset, row.overrides)
+def endless(batch: Batch) -> Iterator[Batch]:
+    """The same patches again and again, each time at the next positions of the data stream."""
+    size = len(batch.positions)
+    for step in itertools.count():
+        yield dataclasses.replace(batch, positions=list(range(step * size, (step + 1) * size)))
+
+
+def build_trainer(row: Row, config: RunConfig, device: str) -> Trainer:
+    """The training loop of the row, on random patches."""
+    torch.manual_seed(0)
     with torch.device(device):
         family = build_family(config)
-    role = family.phases()[-1].roles[0]
-    optimizer = RoleOptimizer(family, role, config.train.optimizer)
-    ema = Ema(config.train.ema, optimizer.params)
-    flops = count_flops(family, role.name, device)
-    if row.compile:
-        torch.compiler.reset()
-        for unit in family.compile_units():
-            unit.compile(dynamic=False)
-    batch = random_batch(family, row.batch, device)
-    good = torch.zeros((), device=device)
+    if row.plain:
+        make_plain(family)
+    apply_switches(family, config.train)
+    if row.whole:
+        family.get_submodule("denoiser").compile(dynamic=False)
+    phase = family.phases()[-1]
+    roles = [RoleOptimizer(family, role, config.train.optimizer) for role in phase.roles]
+    ema = Ema(config.train.ema, {name: p for role in roles for name, p in role.params.items()})
+    world = World(torch.device(device, 0) if device == "cuda" else torch.device(device))
+    batches = endless(random_batch(family, row.batch, device))
+    guard = NonfiniteGuard(config.train.nonfinite)
+    return Trainer(config.train, phase, family, family, roles, ema, batches, TrainState(), world, guard)
 
-    def step(index: int) -> None:
-        optimizer.zero_grad()
-        streams = BatchStreams(0, [index * row.batch + i for i in range(row.batch)], device)
-        with autocast(device, row.precision):  # type: ignore[arg-type]
-            losses = family(role.name, batch, streams)
-        losses.total.backward()
-        optimizer.step(1e-4, optimizer.gradient_norm(), good)
-        ema.update(index + 1, (index + 1) * row.batch)
 
-    attention = torch.bfloat16 if row.bf16_attention else None
-    with matmul_precision(row.precision), attention_dtype(attention):  # type: ignore[arg-type]
+def measure(row: Row, device: str, seconds: float, *, profile: bool = False) -> dict[str, Any]:
+    """Build, warm up, time steps for about `seconds`; `profile` prints where one step's time goes."""
+    torch.compiler.reset()
+    config = load_run_config(row.preset, row.settings)
+    flops = count_flops(config, device)
+    trainer = build_trainer(row, config, device)
+    with matmul_precision(row.precision), torch._inductor.config.patch(dict(row.inductor)):  # type: ignore[arg-type]
         started = time.perf_counter()
-        for i in range(3):
-            step(i)
+        steps = trainer.steps()
+        for index in range(WARM_UP):
+            if index == WARM_UP - 1 and device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            next(steps)
         synchronize(device)
-        warm = time.perf_counter() - started
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        times: list[float] = []
-        while sum(times) < seconds or len(times) < 3:
-            synchronize(device)
-            begin = time.perf_counter()
-            step(3 + len(times))
-            synchronize(device)
-            times.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+        warm, count = begin - started, 0
+        while count < 3 or time.perf_counter() - begin < seconds:
+            next(steps)
+            count += 1
+        synchronize(device)
+        elapsed = (time.perf_counter() - begin) / count
         if profile:
             with torch.profiler.profile() as profiler:
-                step(0)
+                next(steps)
                 synchronize(device)
-            print(profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=30, max_name_column_width=90))
-    median = sorted(times)[len(times) // 2]
+            print(
+                profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=110)
+            )
     memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
+    trainer.settle()
+    role = trainer.roles[0]
     return {
         **dataclasses.asdict(row),
-        "parameters_m": sum(p.numel() for p in family.parameters()) / 1e6,
-        "ms": median * 1e3,
-        "videos_per_s": row.batch / median,
+        "loss": trainer.state.meter[f"{role.name}/loss"][0] / (WARM_UP + count + profile),
+        "parameters_m": sum(p.numel() for p in trainer.family.parameters()) / 1e6,
+        "ms": elapsed * 1e3,
+        "videos_per_s": row.batch / elapsed,
         "memory_gib": memory,
         "tflop_per_video": flops / 1e12,
-        "tflop_per_s": flops * row.batch / median / 1e12,
+        "tflop_per_s": flops * row.batch / elapsed / 1e12,
         "warm_up_s": warm,
-        "optimizer": config.train.optimizer.name,
-        "clipping": config.train.optimizer.clip_norm,
-        "ema_tracks": len(ema.shadows),
+        "optimizer": role.section.name,
+        "clipping": role.section.clip_norm,
+        "ema_tracks": len(trainer.ema.shadows),
         "self_conditioning": getattr(config.model, "self_conditioning", 0.0),
     }
 
 
-def count_flops(family: Family, role: str, device: str) -> float:
+def count_flops(config: RunConfig, device: str) -> float:
     """Forward and backward FLOPs of one video (2 per multiply-add)."""
     if device != "cuda":
         return float("nan")
+    with torch.device(device):
+        family = build_family(config)
+    role = family.phases()[-1].roles[0].name
     with FlopCounterMode(display=False) as counter, autocast(device, "bf16"):
         family(role, random_batch(family, 1, device), BatchStreams(0, [0], device)).total.backward()
     return float(counter.get_total_flops())
@@ -182,14 +255,28 @@ def synchronize(device: str) -> None:
 
 def show(result: dict[str, Any]) -> str:
     """One line of the table."""
-    precision = result["precision"] + (" + bf16 attention" if result["bf16_attention"] else "")
-    mode = "compiled" if result["compile"] else "eager"
+    attention = {True: " + bf16 attention", "whole": " + bf16 attention layers"}.get(result["bf16_attention"], "")
+    precision = result["precision"] + attention
+    mode = Row(**{field.name: result[field.name] for field in dataclasses.fields(Row)}).mode
     return (
-        f"{result['name']:32s} {precision:22s} {mode:8s} b{result['batch']:<3d} {result['ms']:8.1f} ms "
+        f"{result['name']:34s} {precision:22s} {mode:14s} b{result['batch']:<3d} {result['ms']:8.1f} ms "
         f"{result['videos_per_s']:7.2f} videos/s {result['memory_gib']:6.2f} GiB "
         f"{result['tflop_per_video']:6.2f} TFLOP per video "
-        f"{result['tflop_per_s']:6.1f} TFLOP/s (warm-up {result['warm_up_s']:.0f} s)"
+        f"{result['tflop_per_s']:6.1f} TFLOP/s loss {result['loss']:.4f} (warm-up {result['warm_up_s']:.0f} s)"
     )
+
+
+def stored_rows(path: Path | None) -> list[dict[str, Any]]:
+    """The rows that `path` holds from this commit on this machine."""
+    if path is None or not path.is_file():
+        return []
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return stored["rows"] if stored["machine"] == machine_facts() else []
+
+
+def described(values: dict[str, Any]) -> str:
+    """What a row is, apart from what was measured."""
+    return json.dumps({field.name: values[field.name] for field in dataclasses.fields(Row)}, sort_keys=True)
 
 
 def main() -> None:
@@ -198,6 +285,7 @@ def main() -> None:
     parser.add_argument("--suite", choices=sorted(SUITES), default=None)
     parser.add_argument("--preset", default=None)
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--bf16-attention", choices=("core", "whole"))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
@@ -209,10 +297,13 @@ def main() -> None:
     args = parser.parse_args()
     rows = SUITES[args.suite or "main"]
     if args.preset:
-        one = Row(args.preset, args.preset, args.precision, False, args.compile, args.batch, tuple(args.overrides))
-        rows = [one]
-    started, results = time.perf_counter(), []
+        attention, overrides = {"core": True, "whole": "whole", None: False}[args.bf16_attention], tuple(args.overrides)
+        rows = [Row(args.preset, args.preset, args.precision, attention, args.compile, args.batch, overrides)]
+    started, results = time.perf_counter(), stored_rows(args.json)
+    done = {described(result) for result in results}
     for row in rows:
+        if described(dataclasses.asdict(row)) in done:
+            continue
         if time.perf_counter() - started > args.deadline:
             print(f"{row.name}: not run, past the deadline", flush=True)
             continue

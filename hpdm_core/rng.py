@@ -60,8 +60,9 @@ class BatchStreams:
         import torch
 
         noise = torch.empty(len(self.positions), *shape, device=self.device)
+        generator = torch.Generator(device=self.device)
         for row, position in zip(noise, self.positions, strict=True):
-            row.normal_(generator=torch_stream(self.seed, purpose, position, device=self.device))
+            row.normal_(generator=generator.manual_seed(derive_seed(self.seed, purpose, position)))
         return noise
 
     def uniform(self, purpose: str, size: int) -> Tensor:
@@ -69,4 +70,7 @@ class BatchStreams:
         import torch
 
         rows = [numpy_stream(self.seed, purpose, p).random(size) for p in self.positions]
-        return torch.from_numpy(np.stack(rows).astype(np.float32)).to(self.device)
+        drawn = torch.from_numpy(np.stack(rows).astype(np.float32))
+        # From pinned memory the copy does not wait for the device, which is still busy with the step before.
+        pinned = drawn.pin_memory() if torch.device(self.device).type == "cuda" else drawn
+        return pinned.to(self.device, non_blocking=True)

@@ -27,7 +27,7 @@ class LabelTokens(nn.Module):
 
     def forward(self, labels_B: Tensor) -> Tensor:
         """int64 [B] in NULL..num_classes - 1 to [B, 1, D]."""
-        return self.table(labels_B.where(labels_B >= 0, self.num_classes))[:, None]
+        return self.table(labels_B.masked_fill(labels_B < 0, self.num_classes))[:, None]
 
 
 def check_labels(labels: Sequence[int], num_classes: int) -> None:
@@ -42,7 +42,7 @@ def check_labels(labels: Sequence[int], num_classes: int) -> None:
 
 def drop_labels(labels_B: Tensor, share: float, streams: BatchStreams) -> Tensor:
     """Replace each row's label by NULL with probability `share`, decided per stream position."""
-    return labels_B.where(~dropped_rows(share, streams).to(labels_B.device), NULL)
+    return labels_B.masked_fill(dropped_rows(share, streams).to(labels_B.device), NULL)
 
 
 def dropped_rows(share: float, streams: BatchStreams) -> Tensor:

@@ -152,7 +152,13 @@ class EmaSection(Section):
 
 
 class TrainSection(Section):
-    """The training loop. Steps count per phase where a family trains in phases."""
+    """The training loop. Steps count per phase where a family trains in phases.
+
+    cuda_graph: replay the whole step from a CUDA graph; worth it where one GPU trains on a few videos a step.
+    bf16_attention: run the attention kernel in bf16 whatever the precision; `whole`: with its projections.
+    residual: what the streams between layers are kept in; `bf16` (only with `precision: bf16`) moves fewer bytes.
+    float8: large linear layers in float8 (only with `precision: bf16`; Hopper GPUs and later).
+    """
 
     max_steps: Count | None = None
     max_videos: Count | None = None
@@ -160,8 +166,11 @@ class TrainSection(Section):
     micro_batch: Count | None = None
     seed: int = 0
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    bf16_attention: bool = False
+    bf16_attention: bool | Literal["whole"] = False
+    residual: Literal["fp32", "bf16"] = "fp32"
+    float8: bool = False
     compile: bool = False
+    cuda_graph: bool = False
     activation_checkpointing: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     optimizer: OptimizerSection = OptimizerSection()
@@ -180,6 +189,9 @@ class TrainSection(Section):
             raise ValueError("set exactly one of max_steps and max_videos")
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch {self.micro_batch}")
+        for name, chosen in (("residual: bf16", self.residual == "bf16"), ("float8: true", self.float8)):
+            if chosen and self.precision != "bf16":
+                raise ValueError(f"{name} needs precision: bf16")
         return self
 
     @property

@@ -2,7 +2,7 @@
 
 The reference precision is fp32. Under bf16 autocast the products run in bf16 while the kernel keeps its
 softmax statistics in fp32. fp32 attention is half of an fp32 step on a GPU, so `attention_dtype` can
-run this one kernel in bf16 while everything else stays as it is.
+run this one kernel in bf16 while everything else stays as it is, or the whole layer with its projections.
 
 Shapes: B batch, N queries, M keys, D width, H heads.
 """
@@ -10,24 +10,34 @@ Shapes: B batch, N queries, M keys, D width, H heads.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpdm_core.nn.normed import normed_linear
+
 _core_dtype: torch.dtype | None = None
+_project_alike = False
 
 
 @contextmanager
-def attention_dtype(dtype: torch.dtype | None) -> Iterator[None]:
-    """Within the block, run the attention kernel in `dtype` (None: in its inputs' own)."""
-    global _core_dtype
-    before, _core_dtype = _core_dtype, dtype
+def attention_dtype(dtype: torch.dtype | None, *, projections: bool = False) -> Iterator[None]:
+    """Within the block, run the attention kernel in `dtype` (None: in its inputs' own), `projections` too if asked."""
+    global _core_dtype, _project_alike
+    before, (_core_dtype, _project_alike) = (_core_dtype, _project_alike), (dtype, projections)
     try:
         yield
     finally:
-        _core_dtype = before
+        _core_dtype, _project_alike = before
+
+
+def _layer_precision(x: Tensor) -> AbstractContextManager[object]:
+    """What a whole attention layer runs under."""
+    if _core_dtype is None or not _project_alike:
+        return nullcontext()
+    return torch.autocast(x.device.type, dtype=_core_dtype)
 
 
 class SelfAttention(nn.Module):
@@ -39,10 +49,11 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """[B, N, D] to [B, N, D]."""
-        q, k, v = self.qkv(x_BND).chunk(3, dim=-1)
-        return self.out(attend(q, k, v, self.head_dim))
+    def forward(self, x_BND: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
+        """[B, N, D] to [B, N, D]. norm: of x, applied first."""
+        with _layer_precision(x_BND):
+            q, k, v = _projected(norm, self.qkv, x_BND).chunk(3, dim=-1)
+            return self.out(attend(q, k, v, self.head_dim))
 
 
 class CrossAttention(nn.Module):
@@ -56,10 +67,26 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(source_dim, 2 * inner)
         self.out = nn.Linear(inner, dim)
 
-    def forward(self, x_BND: Tensor, source_BMS: Tensor, mask_BM: Tensor | None = None) -> Tensor:
-        """[B, N, D] to [B, N, D]. mask: False where a source token is padding, which nobody then reads."""
-        k, v = self.key_value(source_BMS).chunk(2, dim=-1)
-        return self.out(attend(self.query(x_BND), k, v, self.head_dim, mask_BM))
+    def forward(
+        self,
+        x_BND: Tensor,
+        source_BMS: Tensor,
+        mask_BM: Tensor | None = None,
+        *,
+        norm: nn.LayerNorm | None = None,
+        source_norm: nn.LayerNorm | None = None,
+    ) -> Tensor:
+        """[B, N, D] to [B, N, D]. mask: False where a source token is padding, which nobody then reads.
+
+        norm, source_norm: of x and of the source, applied first.
+        """
+        with _layer_precision(x_BND):
+            k, v = _projected(source_norm, self.key_value, source_BMS).chunk(2, dim=-1)
+            return self.out(attend(_projected(norm, self.query, x_BND), k, v, self.head_dim, mask_BM))
+
+
+def _projected(norm: nn.LayerNorm | None, linear: nn.Linear, x: Tensor) -> Tensor:
+    return linear(x) if norm is None else normed_linear(norm, linear, x)
 
 
 def attend(q_BND: Tensor, k_BMD: Tensor, v_BMD: Tensor, head_dim: int, mask_BM: Tensor | None = None) -> Tensor:

@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Precision = Literal["fp32", "tf32", "bf16"]
+
+_residual = torch.float32
 
 
 @contextmanager
@@ -31,3 +34,19 @@ def matmul_precision(precision: Precision) -> Iterator[None]:
 def autocast(device: torch.device | str, precision: Precision) -> torch.autocast:
     """Context for running networks: bf16 products over fp32 weights, or nothing at all."""
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextmanager
+def residual_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Within the block, `to_residual` means `dtype`; fp32 unless someone says so."""
+    global _residual
+    before, _residual = _residual, dtype
+    try:
+        yield
+    finally:
+        _residual = before
+
+
+def to_residual(x: Tensor) -> Tensor:
+    """`x` in the dtype that the streams between layers are kept in."""
+    return x.to(_residual)

@@ -69,12 +69,27 @@ def interpolation_matrices(
 def interpolate(features_BNC: Tensor, matrices: list[Tensor], grid: Extent) -> Tensor:
     """Trilinear samples [B, N, C] of a parent's token features [B, N, C] at the child's tokens.
 
-    `grid` = (n_t, n_h, n_w), N their product. Width first, then height, then time: three batched products.
+    `grid` = (n_t, n_h, n_w), N their product. Width first, then height, then time: three batched products; or
+    two, where `matrices` are those of time and of the whole plane (`with_plane`).
     """
     batch, num_tokens, channels = features_BNC.shape
     n_t, n_h, n_w = grid
-    m_t, m_h, m_w = (m.to(features_BNC.dtype) for m in matrices)
-    x = m_w[:, None] @ features_BNC.view(batch, n_t * n_h, n_w, channels)
-    x = m_h[:, None] @ x.view(batch, n_t, n_h, n_w * channels)
+    m_t, *m_space = (m.to(features_BNC.dtype) for m in matrices)
+    if len(m_space) == 1:
+        x = m_space[0][:, None] @ features_BNC.view(batch, n_t, n_h * n_w, channels)
+    else:
+        m_h, m_w = m_space
+        x = m_w[:, None] @ features_BNC.view(batch, n_t * n_h, n_w, channels)
+        x = m_h[:, None] @ x.view(batch, n_t, n_h, n_w * channels)
     x = m_t @ x.view(batch, n_t, n_h * n_w * channels)
     return x.view(batch, num_tokens, channels)
+
+
+def with_plane(matrices: list[Tensor]) -> list[Tensor]:
+    """[time, height x width]: the Kronecker product of the last two, [B, n_h n_w, n_h n_w].
+
+    More arithmetic and one pass over the features less: faster where products are cheap, in bf16 on a GPU.
+    """
+    m_t, m_h, m_w = matrices
+    plane = m_h[:, :, None, :, None] * m_w[:, None, :, None, :]
+    return [m_t, plane.flatten(3, 4).flatten(1, 2)]

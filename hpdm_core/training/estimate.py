@@ -172,7 +172,7 @@ def _role(rehearsal: Rehearsal, phase: Phase, index: int, gpus: int, memory: flo
 
 def _step_seconds(cost: StepCost, train: TrainSection, rows: int, scale: float) -> float:
     """Micro-batches one after another, each as fast as FLOPs or the host's launches allow."""
-    rate = fastest(train.precision, train.bf16_attention, train.compile).tflop_per_s * 1e12 * scale
+    rate = fastest(train.precision, bool(train.bf16_attention), train.compile).tflop_per_s * 1e12 * scale
     work = cost.total_flops * cost.micro_batch / rate
     return rows // cost.micro_batch * max(work, cost.kernels * SECONDS_PER_KERNEL)
 

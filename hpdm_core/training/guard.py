@@ -51,6 +51,11 @@ class StepNumbers:
         return dict(zip(self.names, self.host.tolist(), strict=True))
 
 
+def found_inf(numbers: Tensor) -> Tensor:
+    """Device scalar: 1.0 if the loss or the gradient norm, the first two `numbers`, is not finite."""
+    return torch.logical_not(torch.isfinite(numbers[:2]).all()).float()
+
+
 class NonfiniteGuard:
     """Keeps non-finite updates away from the weights and says which step and which part they came from."""
 
@@ -59,11 +64,8 @@ class NonfiniteGuard:
         self._pending: deque[StepNumbers] = deque()
         self._skipped = 0
 
-    def submit(self, role: str, step: int, videos: tuple[int, int], names: Sequence[str], numbers: Tensor) -> Tensor:
-        """Queue a step's `numbers` (loss and gradient norm first) and return its `found_inf` flag.
-
-        The flag is a device scalar, 1.0 if the loss or the gradient norm is not finite. Nothing waits.
-        """
+    def submit(self, role: str, step: int, videos: tuple[int, int], names: Sequence[str], numbers: Tensor) -> None:
+        """Queue a step's `numbers`, loss and gradient norm first. Nothing waits."""
         arrived = None
         host = numbers.detach()
         if numbers.is_cuda:
@@ -72,7 +74,6 @@ class NonfiniteGuard:
             arrived = torch.cuda.Event()
             arrived.record()
         self._pending.append(StepNumbers(role, step, videos, tuple(names), host, arrived))
-        return torch.logical_not(torch.isfinite(numbers[:2]).all()).float()
 
     def settle(self, before_step: int | None = None) -> Iterator[tuple[str, dict[str, float]]]:
         """Yield (role, numbers) of the queued good steps, those before `before_step` or all.

@@ -59,19 +59,22 @@ class Lamb(Optimizer):
         updates = self._adam_updates(group, params)
         if group["weight_decay"]:
             torch._foreach_add_(updates, weights, alpha=-group["weight_decay"])
-        if group["adapt"]:
-            ratios = _trust_ratios(weights, updates, like=params[0]).mul_(group["lr"])
-        else:
-            ratios = torch.full((len(updates),), group["lr"], device=updates[0].device)
+        # The kernel has left the moments alone where a step is dropped; a zero rate leaves the weights alone as well.
+        rate = torch.ones((), device=updates[0].device).mul_(group["lr"])
         if self.found_inf is not None:
-            # The kernel has left the moments alone; a zero ratio leaves the weights alone as well.
-            ratios *= 1.0 - self.found_inf
-        torch._foreach_mul_(updates, list(ratios.unbind()))
-        torch._foreach_add_(weights, updates)
+            rate = rate * (1.0 - self.found_inf)
+        if group["adapt"]:
+            ratios = _trust_ratios(weights, updates, like=params[0]).mul_(rate)
+            # One pass and one launch per tensor: a foreach product with many factors on the device is no better.
+            for weight, update, ratio in zip(weights, updates, ratios.unbind(), strict=True):
+                weight.addcmul_(update, ratio)
+        else:
+            torch._foreach_mul_(updates, rate)
+            torch._foreach_add_(weights, updates)
 
     def _adam_updates(self, group: dict[str, Any], params: Sequence[Tensor]) -> list[Tensor]:
         """Minus Adam's bias-corrected direction: what the kernel makes of zeros at rate 1."""
-        updates = [torch.zeros_like(_local(p)) for p in params]
+        updates = _zeros([_local(p) for p in params])
         states = [self.state[p] for p in params]
         for p, state in zip(params, states, strict=True):
             if not state:
@@ -109,6 +112,14 @@ def zero_moments(param: Tensor) -> dict[str, Tensor]:
 def _local(tensor: Tensor) -> Tensor:
     """This process's part of a sharded tensor; the tensor itself where it is whole."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _zeros(like: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros in the shapes of `like`, parts of one allocation: hundreds of small fills would each be a launch."""
+    # Parts begin at multiples of 16 bytes, where the fused kernels can read four numbers at once.
+    sizes = [-(-tensor.numel() // 4) * 4 for tensor in like]
+    parts = torch.zeros(sum(sizes), dtype=like[0].dtype, device=like[0].device).split(sizes)
+    return [part[: tensor.numel()].view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
 def _trust_ratios(weights: list[Tensor], updates: list[Tensor], like: Tensor) -> Tensor:

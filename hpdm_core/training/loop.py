@@ -20,7 +20,8 @@ from hpdm_core.families.base import Family, Phase
 from hpdm_core.rng import BatchStreams
 from hpdm_core.training.distributed import World, gradient_sync
 from hpdm_core.training.ema import Ema
-from hpdm_core.training.guard import NonfiniteGuard
+from hpdm_core.training.graph import GraphedStep
+from hpdm_core.training.guard import NonfiniteGuard, found_inf
 from hpdm_core.training.optim import RoleOptimizer, learning_rate
 from hpdm_core.training.state import TrainState, phase_batch, phase_steps
 from hpdm_core.training.switches import computing
@@ -54,6 +55,8 @@ class Trainer:
     guard: NonfiniteGuard
     hooks: Sequence[Hook] = ()
     micros: list[Batch] = field(default_factory=list)
+    _names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _graphs: dict[str, GraphedStep] = field(default_factory=dict)
 
     @property
     def total_steps(self) -> int:
@@ -91,26 +94,48 @@ class Trainer:
 
     def _update(self, role: RoleOptimizer, videos: tuple[int, int]) -> None:
         """One guarded step of one optimiser."""
+        step = self.state.step + 1
+        lr = learning_rate(role.section, step - 1, self.total_steps)
+        if self.train.cuda_graph:
+            numbers = self._graphed(role)(self.micros[0], lr)
+        else:
+            streams = [BatchStreams(self.train.seed, batch.positions, self.world.device) for batch in self.micros]
+            numbers = self._step(role, self.micros, streams, lr)
+        self.guard.submit(role.name, step, videos, self._names[role.name], numbers)
+
+    def _graphed(self, role: RoleOptimizer) -> GraphedStep:
+        """The step of `role` on one micro-batch, replayed from a CUDA graph."""
+        if role.name not in self._graphs:
+
+            def compute(batch: Batch, streams: BatchStreams, lr: Tensor) -> Tensor:
+                return self._step(role, [batch], [streams], lr)
+
+            self._graphs[role.name] = GraphedStep(compute, self.train.seed, self.world.device)
+        return self._graphs[role.name]
+
+    def _step(
+        self, role: RoleOptimizer, micros: Sequence[Batch], streams: Sequence[BatchStreams], lr: float | Tensor
+    ) -> Tensor:
+        """Losses, gradients, update; returns loss, gradient norm and the loss's parts. Nothing waits for the device."""
         role.zero_grad()
-        numbers = self._backward(role.name)
+        numbers = self._backward(role.name, micros, streams)
         norm = role.gradient_norm()
         loss, parts = numbers.pop("loss"), numbers
         shared = self.world.mean(torch.stack([loss, *parts.values()]))
         row = torch.cat([shared[:1], norm.reshape(1), shared[1:]])
-        step = self.state.step + 1
-        found_inf = self.guard.submit(role.name, step, videos, ("loss", "grad_norm", *parts), row)
-        role.step(learning_rate(role.section, step - 1, self.total_steps), norm, found_inf)
+        self._names[role.name] = ("loss", "grad_norm", *parts)
+        role.step(lr, norm, found_inf(row))
+        return row
 
-    def _backward(self, role: str) -> dict[str, Tensor]:
+    def _backward(self, role: str, micros: Sequence[Batch], streams: Sequence[BatchStreams]) -> dict[str, Tensor]:
         """Accumulate the step's gradients; returns the mean `loss` and its parts over this rank's rows."""
-        rows = sum(len(batch.positions) for batch in self.micros)
+        rows = sum(len(batch.positions) for batch in micros)
         means: dict[str, Tensor] = {}
-        for index, batch in enumerate(self.micros):
+        for index, (batch, drawn) in enumerate(zip(micros, streams, strict=True)):
             share = len(batch.positions) / rows
-            streams = BatchStreams(self.train.seed, batch.positions, self.world.device)
-            with gradient_sync(self.module, last=index == len(self.micros) - 1):
+            with gradient_sync(self.module, last=index == len(micros) - 1):
                 with computing(self.train, self.world.device):
-                    losses = self.module(role, batch, streams)
+                    losses = self.module(role, batch, drawn)
                 (losses.total * share).backward()
             for name, value in {"loss": losses.total, **losses.parts}.items():
                 term = value.detach().float() * share

@@ -74,7 +74,8 @@ def build_optimizer(params: Mapping[str, nn.Parameter], undecayed: set[str], sec
         optimizer: Optimizer = Lamb(groups, lr=section.lr, betas=section.betas, eps=section.eps)
     else:
         groups = [g for g in groups if g["params"]]
-        optimizer = AdamW(groups, lr=section.lr, betas=section.betas, eps=section.eps, fused=True)
+        # `capturable` only promises not to read the device: a CUDA graph of the step asks for the promise.
+        optimizer = AdamW(groups, lr=section.lr, betas=section.betas, eps=section.eps, fused=True, capturable=True)
     for param in params.values():
         optimizer.state[param].update(zero_moments(param))
     return optimizer
@@ -99,7 +100,7 @@ class RoleOptimizer:
         norm = get_total_norm([p.grad for p in self.params.values() if p.grad is not None])
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def step(self, lr: float, norm: Tensor, found_inf: Tensor) -> None:
+    def step(self, lr: float | Tensor, norm: Tensor, found_inf: Tensor) -> None:
         """Clip by `norm` and update; where `found_inf` is 1 nothing changes, without asking the host."""
         if self.section.clip_norm is not None:
             clip_grads_with_norm_(self.params.values(), self.section.clip_norm, norm)

@@ -25,6 +25,7 @@ from hpdm_core.rng import derive_seed
 from hpdm_core.training.checkpoint import Checkpoint, newest_valid, writing
 from hpdm_core.training.distributed import World, distribute, joined_world
 from hpdm_core.training.ema import Ema
+from hpdm_core.training.graph import check_graphable
 from hpdm_core.training.guard import NonfiniteGuard, StopRequest
 from hpdm_core.training.hooks import CheckpointHook, GradShareHook, LogHook, RunLog, SampleFn, SampleHook
 from hpdm_core.training.loop import Hook, Trainer
@@ -178,6 +179,8 @@ class _Run:
         """Everything that steps `phase` from where `state` stands, with untrained optimisers."""
         train, world = self.config.train, self.world
         rows, micro = rank_rows(phase_batch(phase, train), train.micro_batch, world.size)
+        if train.cuda_graph:
+            check_graphable(self.config, world, rows, micro)
         trained = {id(p) for role in phase.roles for m in role.modules for p in family.get_submodule(m).parameters()}
         for param in family.parameters():
             param.requires_grad_(id(param) in trained)

@@ -18,25 +18,31 @@ from hpdm_core.errors import ConfigError
 from hpdm_core.families.base import Family
 from hpdm_core.nn.attention import attention_dtype
 from hpdm_core.nn.devices import compile_units
-from hpdm_core.nn.precision import autocast
+from hpdm_core.nn.float8 import use_float8
+from hpdm_core.nn.precision import autocast, residual_dtype
 
 
 @contextmanager
 def computing(train: TrainSection, device: torch.device) -> Iterator[None]:
-    """Context for losses: autocast to bf16 products over fp32 weights, and bf16 attention, as the config says."""
-    attention = torch.bfloat16 if train.bf16_attention else None
-    with autocast(device, train.precision), attention_dtype(attention):
+    """Context for losses: autocast to bf16 products over fp32 weights, bf16 attention and bf16 streams, as told."""
+    attention = attention_dtype(
+        torch.bfloat16 if train.bf16_attention else None, projections=train.bf16_attention == "whole"
+    )
+    residual = torch.bfloat16 if train.residual == "bf16" else torch.float32
+    with autocast(device, train.precision), attention, residual_dtype(residual):
         yield
 
 
 def apply_switches(family: Family, train: TrainSection) -> None:
-    """Checkpoint and compile the family's repeated blocks in place, as the config says."""
+    """Checkpoint and compile the family's repeated blocks in place, their large products in float8, if told so."""
     units = family.compile_units()
-    if not units and (train.compile or train.activation_checkpointing):
+    if not units and (train.compile or train.activation_checkpointing or train.float8):
         raise ConfigError(
             f"family {family.name!r} names no blocks to compile or checkpoint",
-            hint="set train.compile and train.activation_checkpointing to false",
+            hint="set train.compile, train.activation_checkpointing and train.float8 to false",
         )
+    if train.float8:
+        use_float8(units)
     for unit in units:
         if train.activation_checkpointing:
             unit.forward = _recomputed(unit.forward)

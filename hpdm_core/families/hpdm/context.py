@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from hpdm_core.config.schema import Extent
 from hpdm_core.families.hpdm.config import HpdmModel
-from hpdm_core.pyramid.coords import interpolate, interpolation_matrices, normalised_coordinates
+from hpdm_core.nn.precision import to_residual
+from hpdm_core.pyramid.coords import interpolate, interpolation_matrices, normalised_coordinates, with_plane
 from hpdm_core.pyramid.geometry import Pyramid
 
 Maps = dict[tuple[int, int], list[Tensor]]
-"""(child level, parent level) to the per-axis interpolation matrices [B, n, n]."""
+"""(child level, parent level) to the interpolation matrices [B, n, n], as `interpolate` takes them."""
 
 
 class Fusion(nn.Module):
@@ -64,19 +65,21 @@ class Fusion(nn.Module):
         return term
 
     def forward(self, x: Tensor, term: Tensor | None) -> Tensor:
-        """Fused tokens [..., N, D] in fp32, from own features and `context_term`."""
+        """Fused tokens [..., N, D], from own features and `context_term`; summed in fp32."""
         own = self.own(x).float()
-        return own if term is None else own + term
+        return to_residual(own if term is None else own + term)
 
 
 def context_maps(pyramid: Pyramid, offsets_BL3: Tensor, token: Extent) -> Maps:
-    """The interpolation matrices of every (fine, coarse) pair of one nested patch set."""
+    """The interpolation matrices of every (fine, coarse) pair of one nested patch set, in the form that is fast."""
+    low_precision = torch.is_autocast_enabled(offsets_BL3.device.type)
     maps = {}
     for child in range(1, offsets_BL3.shape[1]):
         for parent in range(child):
-            maps[child, parent] = interpolation_matrices(
+            matrices = interpolation_matrices(
                 pyramid, (child, offsets_BL3[:, child]), (parent, offsets_BL3[:, parent]), token
             )
+            maps[child, parent] = with_plane(matrices) if low_precision else matrices
     return maps
 
 

@@ -10,6 +10,7 @@ Z latent width, M condition tokens.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from hpdm_core.families.hpdm.rin import RinBlock
 from hpdm_core.families.hpdm.tokenizer import detokenize, tokenize
 from hpdm_core.nn.attention import feed_forward, init_linear_, layer_norm
 from hpdm_core.nn.embeddings import ScalarEmbedding
+from hpdm_core.nn.normed import normed_linear
+from hpdm_core.nn.precision import to_residual
 
 CHANNELS = 3
 
@@ -56,9 +59,9 @@ class Stem(nn.Module):
         nn.init.normal_(self.level, std=0.02)
 
     def forward(self, pixels_LBNE: Tensor, first: int) -> Tensor:
-        """fp32 tokens [L, B, N, D] of the levels `first`, `first` + 1, …"""
+        """Tokens [L, B, N, D] of the levels `first`, `first` + 1, …; summed in fp32."""
         x = self.norm(self.tokenize(pixels_LBNE)).float()
-        return x + self.position + self.level[first : first + len(x), None, None]
+        return to_residual(x + self.position + self.level[first : first + len(x), None, None])
 
 
 class Head(nn.Module):
@@ -72,7 +75,7 @@ class Head(nn.Module):
 
     def forward(self, x_LBND: Tensor) -> Tensor:
         """fp32 [L, B, N, E]."""
-        return self.detokenize(self.norm(x_LBND)).float()
+        return normed_linear(self.norm, self.detokenize, x_LBND).float()
 
 
 class FusedBlock(nn.Module):
@@ -173,12 +176,13 @@ class HierarchicalDenoiser(nn.Module):
             context_maps(self.pyramid, offsets_BL3, config.token) if config.fusion == "deep" else {},
             coordinate_grids(self.pyramid, offsets_BL3, config.token),
         )
+        loads = [min(load, levels) for load in config.levels_per_block]
+        entering = [now - before for before, now in itertools.pairwise((0, *loads))]
         active_x, active_z = x[:0], z[:0]
-        for block, full_load in zip(self.blocks, config.levels_per_block, strict=True):
-            load = min(full_load, levels)
-            if load > len(active_x):
-                active_x = torch.cat([active_x, x[len(active_x) : load]])
-                active_z = torch.cat([active_z, z[len(active_z) : load]])
+        # Split once: the gradient of each slice would be as large as the whole stack.
+        for block, load, new_x, new_z in zip(self.blocks, loads, x.split(entering), z.split(entering), strict=True):
+            if len(new_x):
+                active_x, active_z = torch.cat([active_x, new_x]), torch.cat([active_z, new_z])
             told = None if mask is None else mask[:load]
             active_x, active_z = block(active_x, active_z, y[:load], nested, mask_LBM=told)
         return self._output(active_x), active_z
@@ -216,7 +220,7 @@ class HierarchicalDenoiser(nn.Module):
         return fusion.context_term(context_BND, coordinates_BN3)
 
     def _embed(self, z_LBCTHW: Tensor, shallow_LBCTHW: Tensor | None, first: int = 0) -> Tensor:
-        """Tokens [L, B, N, D] in fp32 for the levels `first`, `first` + 1, …"""
+        """Tokens [L, B, N, D] of the levels `first`, `first` + 1, …"""
         pixels = tokenize(z_LBCTHW.flatten(0, 1), self.config.token)
         if shallow_LBCTHW is not None:
             pixels = torch.cat([pixels, tokenize(shallow_LBCTHW.flatten(0, 1), self.config.token)], -1)
@@ -234,7 +238,7 @@ class HierarchicalDenoiser(nn.Module):
 
     def _start(self, latents_LBKZ: Tensor | None, levels: int, batch: int) -> Tensor:
         """Initial latents [L, B, K, Z]; with self-conditioning, Z_start + LN(Z' + MLP(Z')) (RIN)."""
-        start = self.latent_start.expand(levels, batch, -1, -1)
+        start = to_residual(self.latent_start).expand(levels, batch, -1, -1)
         if self.config.self_conditioning == 0:
             return start
         previous = torch.zeros_like(start) if latents_LBKZ is None else latents_LBKZ

@@ -112,7 +112,7 @@ class HpdmFamily(Family):
         output, _ = self.denoiser(z, noise, offsets, tokens, latents, mask_BM=mask)
         error = (output.float() - torch.stack(targets)).square().mean(dim=(2, 3, 4, 5))
         per_level = (torch.stack(weights) * error).mean(dim=1)
-        factors = per_level.new_tensor(self.config.level_weights or [1.0] * len(names))
+        factors = self.config.level_weights or (1.0,) * len(names)
         terms = {name: factors[i] * per_level[i] for i, name in enumerate(names)}
         parts = dict(zip(names, per_level.detach(), strict=True))
         return Losses(torch.stack(list(terms.values())).sum(), parts, terms)

@@ -4,7 +4,8 @@ A block works on data tokens X through a small set of latents Z: the latents fir
 then the tokens, think among themselves, and write back. Its cost is linear in the number of tokens, and
 all blocks run at one resolution, which is what lets fine pyramid levels skip early blocks.
 
-The residual streams stay in fp32 under autocast; only matrix products run in bf16.
+The residual streams keep the dtype they come in, fp32 unless told otherwise; under autocast only matrix products
+run in bf16.
 Shapes: R rows (level x batch), N tokens, D token width, K latents, Z latent width, M condition tokens.
 """
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from hpdm_core.families.hpdm.config import HpdmModel
 from hpdm_core.nn.attention import CrossAttention, SelfAttention, feed_forward, layer_norm
+from hpdm_core.nn.normed import normed_mlp
 
 
 class LatentLayer(nn.Module):
@@ -26,8 +28,8 @@ class LatentLayer(nn.Module):
 
     def forward(self, z_RKZ: Tensor) -> Tensor:
         """[R, K, Z] to [R, K, Z]."""
-        z_RKZ = z_RKZ + self.attention(self.attention_norm(z_RKZ))
-        return z_RKZ + self.mlp(self.mlp_norm(z_RKZ))
+        z_RKZ = z_RKZ + self.attention(z_RKZ, self.attention_norm)
+        return z_RKZ + normed_mlp(self.mlp_norm, self.mlp, z_RKZ)
 
 
 class RinBlock(nn.Module):
@@ -53,10 +55,10 @@ class RinBlock(nn.Module):
         self, x_RND: Tensor, z_RKZ: Tensor, condition_RMD: Tensor, mask_RM: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """New tokens [R, N, D] and latents [R, K, Z]. mask: the condition tokens that count; None: all."""
-        z_RKZ = z_RKZ + self.condition_read(self.condition_norm(z_RKZ), condition_RMD, mask_RM)
-        z_RKZ = z_RKZ + self.read(self.read_norm(z_RKZ), self.read_source_norm(x_RND))
-        z_RKZ = z_RKZ + self.read_mlp(self.read_mlp_norm(z_RKZ))
+        z_RKZ = z_RKZ + self.condition_read(z_RKZ, condition_RMD, mask_RM, norm=self.condition_norm)
+        z_RKZ = z_RKZ + self.read(z_RKZ, x_RND, norm=self.read_norm, source_norm=self.read_source_norm)
+        z_RKZ = z_RKZ + normed_mlp(self.read_mlp_norm, self.read_mlp, z_RKZ)
         for layer in self.latent_layers:
             z_RKZ = layer(z_RKZ)
-        x_RND = x_RND + self.write(self.write_norm(x_RND), self.write_source_norm(z_RKZ))
-        return x_RND + self.write_mlp(self.write_mlp_norm(x_RND)), z_RKZ
+        x_RND = x_RND + self.write(x_RND, z_RKZ, norm=self.write_norm, source_norm=self.write_source_norm)
+        return x_RND + normed_mlp(self.write_mlp_norm, self.write_mlp, x_RND), z_RKZ

@@ -7,7 +7,9 @@ The nine structural tests of the method, by number: (i), (ii), (v) and the fusio
 import pytest
 import torch
 
+from benchmarks.plain_hpdm import make_plain
 from hpdm_core.families.hpdm.context import context_maps, coordinate_grids, mean_context
+from hpdm_core.nn.precision import residual_dtype
 from tests.support.tiny_hpdm import LOAD, nested_offsets, random_inputs, tiny_family
 
 FUSIONS = ["deep", "shallow", "none"]
@@ -218,3 +220,23 @@ def test_coordinates_reach_the_fine_levels_only():
     moved, _ = family.denoiser(z, noise, offsets, condition)
     assert torch.equal(output[0], moved[0])
     assert not torch.equal(output[1], moved[1])
+
+
+def test_bf16_streams_change_the_output_little_and_the_latents_dtype():
+    family = tiny_family()
+    z, noise, offsets, condition = random_inputs(family)
+    exact, _ = family.denoiser(z, noise, offsets, condition)
+    with torch.autocast("cpu", torch.bfloat16), residual_dtype(torch.bfloat16):
+        low, latents = family.denoiser(z, noise, offsets, condition)
+    assert latents.dtype == torch.bfloat16
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, exact, atol=0.15, rtol=0.1)
+
+
+def test_the_literal_fusion_of_the_benchmark_is_the_same_map():
+    family = tiny_family()
+    inputs = random_inputs(family, rows=3)
+    ours, _ = family.denoiser(*inputs)
+    make_plain(family)
+    plain, _ = family.denoiser(*inputs)
+    torch.testing.assert_close(plain, ours, atol=1e-5, rtol=1e-5)

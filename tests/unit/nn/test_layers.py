@@ -28,6 +28,15 @@ def test_attention_dtype_runs_the_kernel_low_and_returns_the_inputs_dtype():
     assert torch.equal(layer(x), exact)
 
 
+def test_attention_dtype_may_cover_the_projections_and_leaves_the_rest_alone():
+    layer, x = SelfAttention(16, 8), torch.randn(2, 6, 16)
+    with attention_dtype(torch.bfloat16, projections=True):
+        low = layer(x)
+        assert layer.out(x).dtype == torch.float32
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), layer(x), atol=0.03, rtol=0.05)
+
+
 def test_cross_attention_takes_the_narrower_width_inside():
     layer = CrossAttention(16, 8, head_dim=4)
     assert layer.query.out_features == 8

@@ -5,7 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hpdm_core.pyramid.coords import interpolate, interpolation_matrices, normalised_coordinates, token_positions
+from hpdm_core.pyramid.coords import (
+    interpolate,
+    interpolation_matrices,
+    normalised_coordinates,
+    token_positions,
+    with_plane,
+)
 from hpdm_core.pyramid.extract import crop, level_video
 from hpdm_core.pyramid.geometry import Pyramid
 
@@ -157,3 +163,11 @@ def test_interpolation_keeps_the_dtype_of_the_features():
     half = interpolate(features.bfloat16(), matrices, grid_of(pyramid, token))
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), interpolate(features, matrices, (4, 4, 4)), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize(("pyramid", "token"), CASES)
+def test_one_matrix_for_the_plane_is_the_two_of_its_axes(pyramid, token):
+    offsets, last, grid = offsets_of(pyramid), pyramid.num_levels - 1, grid_of(pyramid, token)
+    matrices = interpolation_matrices(pyramid, (last, offsets[:, last]), (0, offsets[:, 0]), token)
+    features = torch.randn(len(offsets), int(np.prod(grid)), 3)
+    torch.testing.assert_close(interpolate(features, with_plane(matrices), grid), interpolate(features, matrices, grid))

@@ -87,3 +87,15 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(EnvironmentProblem, match="cuda:0"):
             pick_device("cuda")
+
+
+@pytest.mark.parametrize("switch", [{"residual": "bf16"}, {"float8": True}])
+def test_low_precision_switches_need_bf16(switch):
+    toy_config(precision="bf16", **switch)
+    with pytest.raises(ValueError, match="needs precision: bf16"):
+        toy_config(precision="tf32", **switch)
+
+
+def test_a_cuda_graph_is_refused_on_the_cpu(tmp_path):
+    with pytest.raises(ConfigError, match="needs a GPU"):
+        fit(toy_config(max_steps=1, cuda_graph=True), ToySource(), tmp_path / "run", device="cpu")
