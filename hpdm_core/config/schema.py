@@ -152,7 +152,10 @@ class EmaSection(Section):
 
 
 class TrainSection(Section):
-    """The training loop. Steps count per phase where a family trains in phases."""
+    """The training loop. Steps count per phase where a family trains in phases.
+
+    `async_checkpoint` writes checkpoints from a copy in host memory while training goes on.
+    """
 
     max_steps: Count | None = None
     max_videos: Count | None = None
@@ -169,6 +172,7 @@ class TrainSection(Section):
     log_every_steps: Count = 10
     checkpoint_every_steps: Count = 1000
     keep_checkpoints: Count = 3
+    async_checkpoint: bool = True
     sample_every_steps: Count | None = None
     sample_seeds: Count = 4
     nonfinite: Literal["stop", "skip"] = "stop"

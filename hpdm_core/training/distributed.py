@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -28,11 +28,15 @@ TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size` ranks, and the device it computes on."""
+    """This process among `size` ranks, and the device it computes on.
+
+    `writers` are the same ranks for the thread that writes checkpoints; None where there is one rank.
+    """
 
     device: torch.device
     rank: int = 0
     size: int = 1
+    writers: dist.ProcessGroup | None = None
 
     @property
     def main(self) -> bool:
@@ -54,11 +58,11 @@ class World:
         dist.all_reduce(votes)
         return bool(votes.item())
 
-    def barrier(self) -> None:
+    def barrier(self, group: dist.ProcessGroup | None = None) -> None:
         """Wait for all ranks."""
         if self.size > 1:
             # On the CPU, so that waiting for rank 0's disk does not run into the accelerator's watchdog.
-            dist.all_reduce(torch.zeros(1))
+            dist.all_reduce(torch.zeros(1), group=group)
 
 
 @contextmanager
@@ -74,7 +78,8 @@ def joined_world(device: str | None) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
     try:
-        yield World(target, dist.get_rank(), dist.get_world_size())
+        writers = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=TIMEOUT))
+        yield World(target, dist.get_rank(), dist.get_world_size(), writers)
     finally:
         dist.destroy_process_group()
 
