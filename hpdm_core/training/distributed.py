@@ -19,11 +19,15 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from hpdm_core.errors import RankLost
 from hpdm_core.families.base import Family
 from hpdm_core.nn.devices import pick_device
 
 TIMEOUT = timedelta(minutes=30)
 """Longest wait for another rank: the slowest thing between two collectives is rank 0 hashing a checkpoint."""
+
+_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+"""What collectives say when the process at the other end has died."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,10 @@ class World:
 
 @contextmanager
 def joined_world(device: str | None) -> Iterator[World]:
-    """The world that torchrun's environment describes; joins and leaves its process group."""
+    """The world that torchrun's environment describes; joins and leaves its process group.
+
+    Raises RankLost where the block failed because another rank did.
+    """
     target = pick_device(device)
     if target.type == "cuda":
         torch.cuda.set_device(target)
@@ -80,6 +87,13 @@ def joined_world(device: str | None) -> Iterator[World]:
     try:
         writers = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=TIMEOUT))
         yield World(target, dist.get_rank(), dist.get_world_size(), writers)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _GONE):
+            raise
+        raise RankLost(
+            f"rank {dist.get_rank()} lost the connection to another rank, whose message says why",
+            hint="run the same command again to continue",
+        ) from error
     finally:
         dist.destroy_process_group()
 

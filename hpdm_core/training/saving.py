@@ -85,6 +85,6 @@ class CheckpointWriter:
         elif isinstance(value, Exception):
             try:
                 self.wait()
-            except Exception as error:
-                logger.warning("and the last checkpoint was not written: %s", error)
+            except Exception:
+                logger.warning("the checkpoint that was being written is lost; the one before it stands")
         # A second Ctrl-C waits for nothing; what is half written has no final name.
