@@ -121,15 +121,16 @@ def _decode_segments(frames: Sequence[np.ndarray], box: Box, layout: Layout, vid
 
 def _strung_together(frames: Sequence[np.ndarray], rows: range, columns: range, layout: Layout) -> bytes | None:
     """The coded data of one image made of the frames' segments; None where a frame is not laid out that way."""
-    pieces: list[np.ndarray] = []
     begin, per_row = len(layout.header), layout.columns
-    runs = [(row * per_row + columns.start, row * per_row + columns.stop) for row in rows]
-    for frame in frames:
-        cuts = [begin, *(_marks(frame[begin:]) + (begin + 2)).tolist()]  # a segment ends with its marker
-        if len(cuts) != layout.rows * per_row + 1 or frame[:begin].tobytes() != layout.header:
-            return None
-        pieces += [frame[cuts[first] : cuts[last]] for first, last in runs]
-    scan = np.concatenate(pieces)
+    if any(frame[:begin].tobytes() != layout.header for frame in frames):
+        return None
+    coded = np.concatenate([frame[begin:] for frame in frames])
+    cuts = [0, *(_marks(coded) + 2).tolist()]  # a segment ends with its marker
+    per_frame = layout.rows * per_row
+    if len(cuts) != len(frames) * per_frame + 1:
+        return None
+    lines = [frame * per_frame + row * per_row for frame in range(len(frames)) for row in rows]
+    scan = np.concatenate([coded[cuts[line + columns.start] : cuts[line + columns.stop]] for line in lines])
     # Now the markers are counted anew, modulo 8, and the last one ends the image.
     marks = _marks(scan) + 1
     scan[marks] = _RST0 + np.arange(len(marks)) % 8
