@@ -127,12 +127,12 @@ def run_case(case: Case, folder: Path) -> Path:
         subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(case.ranks)
     ]
-    while any(code is None for code in (codes := [rank.poll() for rank in ranks])):
-        if any(codes):  # the others would wait for it
+    while any(rank.poll() is None for rank in ranks):
+        if any(rank.returncode for rank in ranks):  # the others would wait for it
             for rank in ranks:
                 rank.kill()
         time.sleep(0.1)
-    if any(codes):
+    if any(rank.returncode for rank in ranks):
         raise SystemExit(f"{case.name} on {case.ranks} ranks failed")
     return out
 
