@@ -15,7 +15,7 @@ from typing import Any
 
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
-from hpdm_core.errors import HpdmError
+from hpdm_core.errors import StoppedOnRequest
 from hpdm_core.training.checkpoint import Contents, prune, save_checkpoint
 from hpdm_core.training.distributed import World
 
@@ -80,11 +80,12 @@ class CheckpointWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if value is None or isinstance(value, HpdmError):
-            self.wait()  # also a run that was told to stop, or met bad numbers, has saved what it began to save
+        if value is None or isinstance(value, StoppedOnRequest):
+            self.wait()
         elif isinstance(value, Exception):
             try:
                 self.wait()
-            except Exception:
-                logger.warning("the checkpoint that was being written is lost; the one before it stands")
+            except Exception as error:  # of the two, `value` is the one to tell of
+                what = type(error).__name__
+                logger.warning("the checkpoint that was being written is lost (%s); the one before it stands", what)
         # A second Ctrl-C waits for nothing; what is half written has no final name.
