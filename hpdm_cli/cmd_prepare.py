@@ -9,10 +9,17 @@ from typing import Annotated, Literal
 import typer
 
 from hpdm_cli import console
-from hpdm_cli.options import DryRun, Workers, parse_size, parse_tolerance
+from hpdm_cli.options import DryRun, Workers, parse_share, parse_size, parse_tolerance
 from hpdm_core.data.backends import BACKENDS, available_backends
 from hpdm_core.data.clip import Recipe
-from hpdm_core.data.prepare import PrepareOptions, Progress, Summary, available_cores, prepare_store
+from hpdm_core.data.prepare import (
+    PrepareOptions,
+    Progress,
+    Summary,
+    available_cores,
+    prepare_share,
+    prepare_store,
+)
 from hpdm_core.data.sources.base import Scan, SourceOptions
 from hpdm_core.data.sources.detect import scan_source
 from hpdm_core.video import frame_pyramid_sizes
@@ -69,13 +76,20 @@ def prepare_data(
         str, typer.Option("--decoders", metavar="A,B", help="Decoders in the order to try.")
     ] = ",".join(BACKENDS),
     workers: Workers = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option("--engine", help="This machine, or the Ray cluster at RAY_ADDRESS.")
+    ] = "local",
+    shards: Annotated[
+        str | None, typer.Option("--shards", metavar="I/N", help="Make the I-th of N shares, as one of N jobs.")
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Decode videos once into a store for training.
 
     The same command again continues an interrupted preparation, and tries clips again that failed for a reason that
     may pass (timeout, permission, missing …). Files that cannot be decoded are listed, with reasons, in
-    STORE/quarantine.jsonl; more of them than --max-bad is exit code 3.
+    STORE/quarantine.jsonl; more of them than --max-bad is exit code 3. Jobs with --shards 1/N to N/N make one store
+    together: the last of them completes it, or, where one was lost, the same command without --shards.
     """
     options = SourceOptions(
         kind=source,
@@ -102,21 +116,32 @@ def prepare_data(
         max_frames=max_frames,
         backends=tuple(name.strip() for name in backends.split(",")),
     )
-    settings = PrepareOptions(parse_tolerance(max_bad), deadline, workers or None)
+    settings = PrepareOptions(parse_tolerance(max_bad), deadline, workers or None, engine)
+    share = parse_share(shards) if shards else None
     scan = scan_source(options)
     console.print_note(_plan_text(scan, recipe, settings, out))
-    if not dry_run:
-        console.print_result(_summary_text(_run(scan, out, recipe, settings, _command(options, scan.kind))))
+    if dry_run:
+        return
+    summary = _run(scan, out, recipe, settings, share, _command(options, scan.kind))
+    if summary is not None:
+        console.print_result(_summary_text(summary))
+        return
+    console.print_note(f"share {shards} is made; the last job, or this command without --shards, completes {out}")
 
 
-def _run(scan: Scan, out: Path, recipe: Recipe, settings: PrepareOptions, command: str) -> Summary:
-    total = len(scan.clips) + len(scan.problems)
-    with console.progress("prepare", total, unit="clips", heartbeat_seconds=HEARTBEAT_SECONDS) as shown:
+def _run(
+    scan: Scan, out: Path, recipe: Recipe, settings: PrepareOptions, share: tuple[int, int] | None, command: str
+) -> Summary | None:
+    """The summary of the store; None where other jobs have still to make their shares of it."""
+    with console.progress("prepare", unit="clips", heartbeat_seconds=HEARTBEAT_SECONDS) as shown:
 
         def show(progress: Progress) -> None:
-            shown.update(progress.done, kept=progress.kept, bad=progress.bad, frames=progress.frames)
+            notes = {"kept": progress.kept, "bad": progress.bad, "frames": progress.frames}
+            shown.update(progress.done, total=progress.total, **notes)
 
-        return prepare_store(scan, out, recipe, settings, command=command, on_progress=show)
+        if share is None:
+            return prepare_store(scan, out, recipe, settings, command=command, on_progress=show)
+        return prepare_share(scan, out, recipe, settings, share, command=command, on_progress=show)
 
 
 def _plan_text(scan: Scan, recipe: Recipe, settings: PrepareOptions, out: Path) -> str:
@@ -126,9 +151,15 @@ def _plan_text(scan: Scan, recipe: Recipe, settings: PrepareOptions, out: Path) 
         *(f"          {problem.path}: {problem.reason}" for problem in scan.problems),
         f"store     {out}, {recipe.codec}, frames of {', '.join(f'{h}x{w}' for h, w in recipe.sizes)}",
         f"decoders  {', '.join(available_backends(recipe.backends))}; "
-        f"{settings.workers or available_cores()} workers, at most {settings.deadline:g} s a clip",
+        f"{_workers_text(settings)}, at most {settings.deadline:g} s a clip",
     ]
     return "\n".join(lines)
+
+
+def _workers_text(settings: PrepareOptions) -> str:
+    if settings.engine == "ray":
+        return f"{settings.workers or 'all'} workers of Ray"
+    return f"{settings.workers or available_cores()} workers"
 
 
 def _summary_text(summary: Summary) -> str:

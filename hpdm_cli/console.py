@@ -17,7 +17,7 @@ from functools import cache
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hpdm_core.errors import HpdmError, StoppedOnRequest
+from hpdm_core.errors import HpdmError, RankLost, StoppedOnRequest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 HEARTBEAT_SECONDS = 30.0
+LAUNCHED = "HPDM_LAUNCHED"
+"""Set in the environment of ranks that `--nproc` started."""
 
 
 def rank() -> int:
@@ -65,7 +67,13 @@ def print_note(text: str) -> None:
 
 
 def print_error(error: HpdmError) -> None:
-    """Write an error and its remedy to stderr; in a distributed run, say which rank met it."""
+    """Write an error and its remedy to stderr; in a distributed run, say which rank met it.
+
+    Of ranks that `--nproc` started, those that only lost another one claim no error: the launcher names that one.
+    """
+    if isinstance(error, RankLost) and LAUNCHED in os.environ:
+        print_note(str(error))
+        return
     kind = "stopped" if isinstance(error, StoppedOnRequest) else "error"
     who = f" (rank {rank()})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
     print(f"{kind}{who}: {error}", file=sys.stderr)

@@ -13,10 +13,13 @@ import sys
 import uuid
 from collections.abc import Sequence
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpdm_cli import console
-from hpdm_core.errors import ConfigError, EnvironmentProblem, StoppedOnRequest
+from hpdm_core.errors import ConfigError, EnvironmentProblem, RankLost, StoppedOnRequest
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
 SAVE_SECONDS = 600
@@ -34,6 +37,7 @@ def launch(args: Sequence[str], num_processes: int, device: str | None) -> int:
 
     _silence_agent()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    os.environ[console.LAUNCHED] = "1"
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(SIGNALS)
     # Ranks that were asked to stop are saving a checkpoint: versions that can wait longer than 30 s shall.
     patience: dict[str, Any] = (
@@ -52,16 +56,26 @@ def launch(args: Sequence[str], num_processes: int, device: str | None) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "hpdm_cli", *args)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            console.print_note(f"error: rank {rank} was killed by {name}; run the same command again to continue")
-            return 1
-        return failure.exitcode
+        return _root_cause(error)
     except SignalException as error:
         console.print_note(f"stopped: {error.sigval.name} was passed on to every rank")
         return StoppedOnRequest.exit_code
     return 0
+
+
+def _root_cause(error: ChildFailedError) -> int:
+    """Name the rank that failed first, where it could not do so itself, and return its exit code."""
+    # Ranks that lost another one, or were ended because of it, are consequences.
+    consequences = (RankLost.exit_code, -signal.SIGTERM)
+    failures = sorted(error.failures.items(), key=lambda item: (item[1].exitcode in consequences, item[1].timestamp))
+    rank, failure = failures[0]
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        memory = " (as the system does when memory runs out)" if name == "SIGKILL" else ""
+        console.print_note(f"error: rank {rank} was killed by {name}{memory}")
+        console.print_note("hint: run the same command again to continue")
+        return 1
+    return failure.exitcode
 
 
 def _silence_agent() -> None:

@@ -65,6 +65,14 @@ def parse_tolerance(text: str) -> float | int:
     raise ConfigError(f"cannot read tolerance {text!r}", hint="give a share such as 1% or a count such as 25")
 
 
+def parse_share(text: str) -> tuple[int, int]:
+    """`3/8`, the third of eight shares, as (3, 8)."""
+    match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"cannot read shards {text!r}", hint="for example 3/8, the third of eight shares: 1/8 to 8/8")
+    return int(match[1]), int(match[2])
+
+
 Preset = Annotated[
     str, typer.Option("--preset", metavar="NAME|FILE", help="A preset (`hpdm presets list`) or a YAML file.")
 ]

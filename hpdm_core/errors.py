@@ -12,7 +12,8 @@
     ├── WeightsMissing           exit 5   a metric's network needs a file that the user must supply
     ├── ThresholdNotMet          exit 6   `eval-fvd --max-fvd` and friends
     ├── NumericsError            exit 1   training diverged
-    └── StoppedOnRequest         exit 75  a signal or --time-limit; the same command continues
+    ├── StoppedOnRequest         exit 75  a signal or --time-limit; the same command continues
+    └── RankLost                 exit 75  one process of many: another is gone; the same command continues
 
 A message says what happened and where; `hint` says what to do. The command line prints both on
 their own lines and exits with `exit_code`; `--traceback` shows the rest.
@@ -93,5 +94,11 @@ class NumericsError(HpdmError):
 
 class StoppedOnRequest(HpdmError):
     """A signal or a time limit ended the run after a clean checkpoint; the same command continues."""
+
+    exit_code = 75
+
+
+class RankLost(HpdmError):
+    """Another process of a distributed run is gone. `--nproc` answers with that one's exit code instead."""
 
     exit_code = 75

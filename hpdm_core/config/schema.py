@@ -158,6 +158,7 @@ class TrainSection(Section):
     bf16_attention: run the attention kernel in bf16 whatever the precision; `whole`: with its projections.
     residual: what the streams between layers are kept in; `bf16` (only with `precision: bf16`) moves fewer bytes.
     float8: large linear layers in float8 (only with `precision: bf16`; Hopper GPUs and later).
+    async_checkpoint: write checkpoints from a copy in host memory while training goes on.
     """
 
     max_steps: Count | None = None
@@ -178,6 +179,7 @@ class TrainSection(Section):
     log_every_steps: Count = 10
     checkpoint_every_steps: Count = 1000
     keep_checkpoints: Count = 3
+    async_checkpoint: bool = True
     sample_every_steps: Count | None = None
     sample_seeds: Count = 4
     nonfinite: Literal["stop", "skip"] = "stop"

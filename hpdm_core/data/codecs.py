@@ -1,28 +1,26 @@
 """How frames lie in a shard file: raw bytes or one JPEG per frame. One file per shard and frame size.
 
 raw: a plain `.npy` of uint8 `[frames, H, W, 3]`; a patch is read by touching its bytes alone.
-jpeg: JPEG images (4:4:4) one after another, and an `.offsets.npy` of int64 `[frames + 1]`; any patch costs the
-decoding of its frames at that size, for about a fifth of the space.
+jpeg: JPEG images (4:4:4) one after another, and an `.offsets.npy` of int64 `[frames + 1]`, for about a fifth of the
+space. Restart markers cut each image into segments, and a patch costs the decoding of those it touches (jpeg.py).
 
 Shapes: T frames, H W pixels.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from hpdm_core.data.jpeg import Box, DamagedFrame, encode_jpeg, read_box
 from hpdm_core.errors import DataError
 
 Codec = Literal["raw", "jpeg"]
 Size = tuple[int, int]
 
-JPEG_QUALITY = 95
 RAW_HEADER_BYTES = 128
 
 
@@ -54,13 +52,7 @@ def encode_frames(frames_THWC: np.ndarray, codec: Codec) -> list[bytes]:
     """The stored form of each frame."""
     if codec == "raw":
         return [frame.tobytes() for frame in frames_THWC]
-    return [_jpeg(frame) for frame in frames_THWC]
-
-
-def _jpeg(frame: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
+    return [encode_jpeg(frame) for frame in frames_THWC]
 
 
 class FrameReader(Protocol):
@@ -101,18 +93,14 @@ class JpegReader:
 
     def read(self, frames: range, top: int, left: int, height: int, width: int) -> np.ndarray:
         """See `FrameReader`. Raises DataError for a damaged frame."""
-        video = np.empty((len(frames), height, width, 3), dtype=np.uint8)
-        for row, frame in zip(video, frames, strict=True):
-            blob = self._blob[self._offsets[frame] : self._offsets[frame + 1]].tobytes()
-            try:
-                pixels = np.asarray(Image.open(io.BytesIO(blob)))
-            except (UnidentifiedImageError, OSError, SyntaxError) as error:
-                raise DataError(
-                    f"{self._path}: frame {frame} is damaged: {error}",
-                    hint="delete the store and run hpdm prepare-data again",
-                ) from error
-            row[:] = pixels[top : top + height, left : left + width]
-        return video
+        blobs = [self._blob[self._offsets[frame] : self._offsets[frame + 1]] for frame in frames]
+        try:
+            return read_box(blobs, Box(top, left, height, width))
+        except DamagedFrame as error:
+            raise DataError(
+                f"{self._path}: frame {frames[error.index]} is damaged: {error}",
+                hint="delete the store and run hpdm prepare-data again",
+            ) from error
 
     def stored_bytes(self, first: int, count: int) -> bytes:
         """See `FrameReader`."""

@@ -20,7 +20,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from hpdm_core.errors import EnvironmentProblem
 
@@ -36,6 +36,22 @@ class DeadlineExceeded(Exception):
 
 class ChildDied(Exception):
     """The child ended by itself: a crash in native code, or the kernel's out-of-memory killer."""
+
+
+class WorkerLost(Exception):
+    """The worker itself is gone, with its child: what the child wrote last may or may not be on the disk."""
+
+
+class Worker(Protocol):
+    """What calls functions somewhere else, from one thread."""
+
+    def call(self, function: Callable[P, R], deadline: float | None, *args: P.args, **kwargs: P.kwargs) -> R:
+        """See `IsolatedWorker`; may also raise WorkerLost, and start anew with the next call."""
+        ...
+
+    def close(self) -> None:
+        """End it; a call that waits ends with an error."""
+        ...
 
 
 class IsolatedWorker:

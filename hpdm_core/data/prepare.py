@@ -7,7 +7,6 @@ or on interruptions. A finished shard is rewritten only where a clip failed that
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -17,34 +16,37 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hpdm_core.data.backends import CHILD_ENVIRONMENT, available_backends
+from hpdm_core.data.claim import claimed, store_plan
 from hpdm_core.data.clip import Recipe, prepare_clip
 from hpdm_core.data.disk import writing_to
-from hpdm_core.data.isolate import ChildDied, DeadlineExceeded, IsolatedWorker
+from hpdm_core.data.isolate import ChildDied, DeadlineExceeded, IsolatedWorker, Worker, WorkerLost
 from hpdm_core.data.resume import RETRIED, standing_record
 from hpdm_core.data.shard import (
     CLIPS_PER_SHARD,
-    SHARDS,
     Record,
     ShardBuilder,
-    read_json,
     read_shard_record,
     write_json,
     write_text,
 )
 from hpdm_core.data.sources.base import Problem, Scan, SourceClip
 from hpdm_core.data.store import INDEX, QUARANTINE, SCHEMA, STORE_FILE, store_fingerprint
-from hpdm_core.errors import ConfigError, CorruptVideo, DataError, HpdmError
+from hpdm_core.errors import CorruptVideo, DataError, EnvironmentProblem, HpdmError
 from hpdm_core.version import __version__
 
 logger = logging.getLogger(__name__)
 
-PLAN = "plan.json"
+Engine = Literal["local", "ray"]
+NumberedShards = list[tuple[int, tuple[SourceClip, ...]]]
+
 REPORT_SECONDS = 1.0
+ATTEMPTS = 4
+"""How often one shard is begun before a cluster that keeps losing its workers ends the run."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,13 @@ class PrepareOptions:
     """How to run. Nothing here changes the bytes of the store.
 
     `max_bad` clips may fail: an int is a number, a float a share of all. `deadline` is seconds per clip.
-    `workers: None` takes all cores.
+    `workers: None` takes all cores: of this machine, or under engine "ray" of the cluster.
     """
 
     max_bad: float | int = 0.01
     deadline: float = 120.0
     workers: int | None = None
+    engine: Engine = "local"
 
 
 @dataclass(frozen=True)
@@ -105,75 +108,49 @@ def prepare_store(
     after all clips were tried, if more than `options.max_bad` failed or none is left.
     """
     available_backends(recipe.backends)
-    shards = [scan.clips[i : i + CLIPS_PER_SHARD] for i in range(0, len(scan.clips), CLIPS_PER_SHARD)]
-    with _claimed(out, _plan(scan, recipe)):
-        work = _Work(out, scan, recipe, options, on_progress)
-        work.run(shards)
-        records = [record for i in range(len(shards)) if (record := read_shard_record(out, i)) is not None]
-        return _complete(out, scan, recipe, options, records, command)
+    shards = _cut(scan)
+    with claimed(out, store_plan(scan, recipe)):
+        _Work(out, scan, recipe, options, on_progress).run(shards)
+        return _complete(out, scan, recipe, options, _records(out, shards), command)
 
 
-def _plan(scan: Scan, recipe: Recipe) -> Record:
-    """What decides the bytes of the store, as plain data."""
-    names = [[c.id, c.label, c.captions, c.group, len(c.paths), c.fps] for c in scan.clips]
-    specs = [asdict(c.synthetic) for c in scan.clips if c.synthetic]
-    digest = hashlib.sha256(json.dumps([names, specs, scan.classes]).encode()).hexdigest()
-    plain = json.loads(json.dumps(asdict(recipe)))
-    return {"schema": SCHEMA, "recipe": plain, "num_clips": len(scan.clips), "clips_sha256": digest}
+def prepare_share(
+    scan: Scan,
+    out: Path,
+    recipe: Recipe,
+    options: PrepareOptions,
+    share: tuple[int, int],
+    *,
+    command: str = "",
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Summary | None:
+    """Prepare share `(i, n)`, 1 <= i <= n, of the shards; n processes with the same `scan` make a whole store.
+
+    The one that finds all shards made completes the store and returns its summary; the others return None. Where
+    some were lost, `prepare_store` makes what is missing. Otherwise as `prepare_store`.
+    """
+    available_backends(recipe.backends)
+    shards = _cut(scan)
+    index, count = share
+    mine = [(number, clips) for number, clips in shards if number % count == index - 1]
+    own = replace(scan, clips=tuple(clip for _, clips in mine for clip in clips), problems=())
+    with claimed(out, store_plan(scan, recipe), shared=True) as claim:
+        _Work(out, own, recipe, options, on_progress).run(mine)
+        if len(_records(out, shards)) < len(shards):
+            return None
+        claim.await_others()  # they have found, or will find, the same: the first completes, the next repeat it
+        return _complete(out, scan, recipe, options, _records(out, shards), command)
 
 
-@contextmanager
-def _claimed(out: Path, plan: Record) -> Iterator[None]:
-    """Hold the store for this process; refuse a folder that is not this plan's store."""
-    with writing_to(out):
-        _begin(out, plan)
-        file = (out / PLAN).open("r+b")
-    with file:
-        _lock(file.fileno(), out)
-        yield
+def _cut(scan: Scan) -> NumberedShards:
+    """The clips of each shard, with its number."""
+    starts = range(0, len(scan.clips), CLIPS_PER_SHARD)
+    return [(number, scan.clips[i : i + CLIPS_PER_SHARD]) for number, i in enumerate(starts)]
 
 
-def _begin(out: Path, plan: Record) -> None:
-    """Make the folder with its plan, or compare the plan that is there."""
-    path = out / PLAN
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file", hint="--out names a folder")
-    if path.is_file():
-        found = read_json(path)
-        changed = [key for key in plan if found.get(key) != plan[key]]
-        if changed:
-            raise ConfigError(
-                f"{out} was begun with other settings: {_difference(found, plan, changed[0])}",
-                hint="give another --out, or delete that store first",
-            )
-    elif out.is_dir() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty and holds no store", hint="give another --out")
-    (out / SHARDS).mkdir(parents=True, exist_ok=True)
-    if not path.is_file():
-        write_json(path, plan, indent=1)
-
-
-def _difference(found: Record, plan: Record, key: str) -> str:
-    if key == "clips_sha256":
-        return "the list of clips has changed"
-    if key != "recipe":
-        return f"{key} was {found.get(key)}, is {plan[key]}"
-    old, new = found.get(key, {}), plan[key]
-    return ", ".join(f"{k} was {old.get(k)}, is {new[k]}" for k in new if old.get(k) != new[k])
-
-
-def _lock(descriptor: int, out: Path) -> None:
-    """One preparation per store at a time, where the system has file locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(f"another process is preparing {out}", hint="wait for it, or stop it") from None
-    except OSError:  # a file system without locks
-        logger.warning("%s: this file system has no locks; do not prepare one store twice at once", out)
+def _records(out: Path, shards: NumberedShards) -> list[Record]:
+    """The records of the shards that are finished."""
+    return [record for number, _ in shards if (record := read_shard_record(out, number)) is not None]
 
 
 class _Work:
@@ -185,7 +162,7 @@ class _Work:
         self._out = out
         self._recipe = recipe
         self._deadline = options.deadline
-        self._workers = options.workers or available_cores()
+        self._options = options
         self._labels = {name: i for i, name in enumerate(scan.classes)}
         self._report = on_progress
         self._total = len(scan.clips) + len(scan.problems)
@@ -194,10 +171,10 @@ class _Work:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
 
-    def run(self, shards: list[tuple[SourceClip, ...]]) -> None:
+    def run(self, shards: NumberedShards) -> None:
         """Make every shard that is not finished."""
-        pending = []
-        for number, clips in enumerate(shards):
+        pending: NumberedShards = []
+        for number, clips in shards:
             record = standing_record(self._out, number, clips)
             if record is None:
                 pending.append((number, clips))
@@ -210,21 +187,14 @@ class _Work:
             with writing_to(self._out):
                 (self._out / STORE_FILE).unlink(missing_ok=True)
         self._count()
-        children: queue.SimpleQueue[IsolatedWorker] = queue.SimpleQueue()
-        crew = [
-            IsolatedWorker(CHILD_ENVIRONMENT, prepare_clip.__module__) for _ in range(min(self._workers, len(pending)))
-        ]
+        if pending:
+            with _crew(self._options, len(pending)) as crew:
+                self._share_out(pending, crew)
+
+    def _share_out(self, pending: NumberedShards, crew: list[Worker]) -> None:
+        children: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for child in crew:
             children.put(child)
-        if crew:
-            self._share_out(pending, crew, children)
-
-    def _share_out(
-        self,
-        pending: list[tuple[int, tuple[SourceClip, ...]]],
-        crew: list[IsolatedWorker],
-        children: queue.SimpleQueue[IsolatedWorker],
-    ) -> None:
         with ThreadPoolExecutor(len(crew)) as pool:
             try:
                 tasks = [pool.submit(self._make_shard, number, clips, children) for number, clips in pending]
@@ -240,27 +210,42 @@ class _Work:
                 for child in crew:
                     child.close()
 
-    def _make_shard(
-        self, number: int, clips: tuple[SourceClip, ...], children: queue.SimpleQueue[IsolatedWorker]
-    ) -> None:
+    def _make_shard(self, number: int, clips: tuple[SourceClip, ...], children: queue.SimpleQueue[Worker]) -> None:
         child = children.get()
         try:
-            with writing_to(self._out):
-                builder = ShardBuilder(self._out, number, self._recipe)
-            for clip in clips:
-                if self._stopping.is_set():
-                    return
-                self._make_clip(builder, clip, child)
-            if self._stopping.is_set():  # the last clip may have died with its child: no record without it
-                return
-            with writing_to(self._out):
-                builder.finish()
+            for _ in range(ATTEMPTS):
+                with writing_to(self._out):
+                    builder = ShardBuilder(self._out, number, self._recipe)
+                try:
+                    return self._fill_shard(builder, clips, child)
+                except WorkerLost as error:
+                    kept, bad, frames = builder.counts
+                    self._count(-kept, -bad, -frames)
+                    if self._stopping.is_set():
+                        return None
+                    logger.warning("shard %d is begun anew: %s", number, error)
+            raise EnvironmentProblem(
+                f"{ATTEMPTS} workers were lost while they made shard {number} of {self._out}",
+                hint="look at the cluster (memory?); the same command again continues",
+            )
         finally:
             children.put(child)
 
-    def _make_clip(self, builder: ShardBuilder, clip: SourceClip, child: IsolatedWorker) -> None:
+    def _fill_shard(self, builder: ShardBuilder, clips: tuple[SourceClip, ...], child: Worker) -> None:
+        for clip in clips:
+            if self._stopping.is_set():
+                return
+            self._make_clip(builder, clip, child)
+        if self._stopping.is_set():  # the last clip may have died with its child: no record without it
+            return
+        with writing_to(self._out):
+            builder.finish()
+
+    def _make_clip(self, builder: ShardBuilder, clip: SourceClip, child: Worker) -> None:
         try:
             result = child.call(prepare_clip, self._deadline, builder.job(clip))
+        except WorkerLost:
+            raise
         except Exception as error:  # what one file sets off, in any decoder, costs that file and not the run
             problem = self._problem(clip, error)
         else:
@@ -293,6 +278,19 @@ class _Work:
             self._frames += frames
             done = self._kept + self._bad
             self._report(Progress(done, self._total, self._kept, self._bad, self._frames, self._resumed))
+
+
+@contextmanager
+def _crew(options: PrepareOptions, most: int) -> Iterator[list[Worker]]:
+    """The workers that make clips, `most` at most."""
+    if options.engine == "ray":
+        from hpdm_core.data.ray import ray_crew
+
+        with ray_crew(options.workers, most) as crew:
+            yield crew
+        return
+    number = min(options.workers or available_cores(), most)
+    yield [IsolatedWorker(CHILD_ENVIRONMENT, prepare_clip.__module__) for _ in range(number)]
 
 
 def available_cores() -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +75,41 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def write_text_once(path: Path, text: str) -> None:
+    """Write text like `write_text`, unless the file is there: of several writers the first one wins."""
+    partial = path.with_name(f"{path.name}.{_token()}.tmp")
+    try:
+        write_text(partial, text)
+        os.link(partial, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without links
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _token() -> str:
+    """A name that no other writer has."""
+    return uuid.uuid4().hex[:12]
+
+
 class ShardBuilder:
-    """One unfinished shard. Starting it discards what an interrupted run left of it."""
+    """One unfinished shard. Starting it discards what an interrupted run left of it.
+
+    Its files have names of their own until it is finished: a decoder that outlived its parent and still writes
+    to an earlier attempt does no harm.
+    """
 
     def __init__(self, store: Path, number: int, recipe: Recipe) -> None:
         self._folder = store / SHARDS
         self._name = shard_name(number)
         self._number = number
         self._recipe = recipe
-        self._partial = [self._folder / (name + ".tmp") for name in self._data_names()]
+        for leftover in self._folder.glob(f"{self._name}-*.tmp"):
+            leftover.unlink()
+        token = _token()
+        self._partial = [self._folder / f"{name}.{token}.tmp" for name in self._data_names()]
         self._offsets = []
         for path, size in zip(self._partial, recipe.sizes, strict=True):
             header = file_header(0, size, recipe.codec)
@@ -96,6 +123,11 @@ class ShardBuilder:
 
     def _data_names(self) -> list[str]:
         return [data_file(self._name, size, self._recipe.codec) for size in self._recipe.sizes]
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Clips kept, clips refused, frames kept."""
+        return len(self._clips), len(self._problems), self._num_frames
 
     def job(self, clip: SourceClip) -> ClipJob:
         """The job that appends `clip` behind the clips added so far."""
@@ -135,15 +167,16 @@ class ShardBuilder:
     def finish(self) -> Record:
         """Complete the files, move them in place, and write the record that marks the shard finished."""
         sizes: dict[str, int] = {}
-        for i, (path, size) in enumerate(zip(self._partial, self._recipe.sizes, strict=True)):
+        for i, (path, name) in enumerate(zip(self._partial, self._data_names(), strict=True)):
+            size = self._recipe.sizes[i]
             with path.open("r+b") as file:
                 file.truncate(self._offsets[i])
                 file.write(file_header(self._num_frames, size, self._recipe.codec))
                 file.flush()
                 os.fsync(file.fileno())
-            final = path.with_suffix("")
+            final = self._folder / name
             path.replace(final)
-            sizes[final.name] = final.stat().st_size
+            sizes[name] = final.stat().st_size
             if self._recipe.codec == "jpeg":
                 offsets = self._folder / offsets_file(self._name, size)
                 np.save(offsets, np.cumsum([0, *self._frame_bytes[i]], dtype=np.int64))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -19,20 +19,28 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from hpdm_core.errors import RankLost
 from hpdm_core.families.base import Family
 from hpdm_core.nn.devices import pick_device
 
 TIMEOUT = timedelta(minutes=30)
 """Longest wait for another rank: the slowest thing between two collectives is rank 0 hashing a checkpoint."""
 
+_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+"""What collectives say when the process at the other end has died."""
+
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size` ranks, and the device it computes on."""
+    """This process among `size` ranks, and the device it computes on.
+
+    `writers` are the same ranks for the thread that writes checkpoints; None where there is one rank.
+    """
 
     device: torch.device
     rank: int = 0
     size: int = 1
+    writers: dist.ProcessGroup | None = None
 
     @property
     def main(self) -> bool:
@@ -54,16 +62,19 @@ class World:
         dist.all_reduce(votes)
         return bool(votes.item())
 
-    def barrier(self) -> None:
+    def barrier(self, group: dist.ProcessGroup | None = None) -> None:
         """Wait for all ranks."""
         if self.size > 1:
             # On the CPU, so that waiting for rank 0's disk does not run into the accelerator's watchdog.
-            dist.all_reduce(torch.zeros(1))
+            dist.all_reduce(torch.zeros(1), group=group)
 
 
 @contextmanager
 def joined_world(device: str | None) -> Iterator[World]:
-    """The world that torchrun's environment describes; joins and leaves its process group."""
+    """The world that torchrun's environment describes; joins and leaves its process group.
+
+    Raises RankLost where the block failed because another rank did.
+    """
     target = pick_device(device)
     if target.type == "cuda":
         torch.cuda.set_device(target)
@@ -74,7 +85,15 @@ def joined_world(device: str | None) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
     try:
-        yield World(target, dist.get_rank(), dist.get_world_size())
+        writers = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=TIMEOUT))
+        yield World(target, dist.get_rank(), dist.get_world_size(), writers)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _GONE):
+            raise
+        raise RankLost(
+            f"rank {dist.get_rank()} lost the connection to another rank, whose message says why",
+            hint="run the same command again to continue",
+        ) from error
     finally:
         dist.destroy_process_group()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from hpdm_core.config.schema import RunConfig
 from hpdm_core.errors import IncompatibleCheckpoint
 from hpdm_core.families.base import Family
 from hpdm_core.families.weights import WeightsHeader
-from hpdm_core.training.checkpoint import Checkpoint, prune, save_checkpoint
+from hpdm_core.training.checkpoint import Checkpoint, Contents, own_share
 from hpdm_core.training.distributed import World, whole
 from hpdm_core.training.ema import Ema
 from hpdm_core.training.loop import Trainer
@@ -69,11 +68,11 @@ def sampling_weights(family: Family, ema: Ema) -> dict[str, Tensor]:
     return {name: whole(averaged.get(id(t), t).detach()).to(t.dtype) for name, t in state.items()}
 
 
-def save_run(out: Path, config: RunConfig, source: Source, trainer: Trainer, log_bytes: int) -> None:
-    """Write a checkpoint of everything in `trainer` and delete those beyond `keep_checkpoints`."""
+def run_contents(config: RunConfig, source: Source, trainer: Trainer, log_bytes: int) -> Contents:
+    """A checkpoint of everything in `trainer`, in the tensors themselves. All ranks call this together."""
     # A bad step that has not been read yet must not become a checkpoint.
     trainer.settle()
-    state = trainer.state
+    state, world = trainer.state, trainer.world
     header = WeightsHeader(
         config=plain_config(config),
         classes=list(source.classes),
@@ -90,13 +89,12 @@ def save_run(out: Path, config: RunConfig, source: Source, trainer: Trainer, log
         "log_bytes": log_bytes,
         "config": header.config,
         "store_fingerprint": source.fingerprint,
-        "environment": environment(trainer.world),
+        "environment": environment(world),
     }
+    tensors = run_tensors(trainer)
+    shapes = {name: list(t.shape) for name, t in tensors.items()}
     weights = sampling_weights(trainer.family, trainer.ema)
-    path = save_checkpoint(out, state.total_step, run_tensors(trainer), weights, header, record, trainer.world)
-    if trainer.world.main:
-        prune(out, trainer.train.keep_checkpoints)
-        logger.info("checkpoint %s", path)
+    return Contents(state.total_step, own_share(tensors, world), shapes, weights if world.main else {}, header, record)
 
 
 def environment(world: World) -> dict[str, Any]:

@@ -31,8 +31,9 @@ from hpdm_core.training.hooks import CheckpointHook, GradShareHook, LogHook, Run
 from hpdm_core.training.loop import Hook, Trainer
 from hpdm_core.training.optim import RoleOptimizer
 from hpdm_core.training.origin import Origin
-from hpdm_core.training.resume import check_resumable, optimizer_tensors, restored_state, run_tensors, save_run
+from hpdm_core.training.resume import check_resumable, optimizer_tensors, restored_state, run_contents, run_tensors
 from hpdm_core.training.samples import grid_sampler
+from hpdm_core.training.saving import CheckpointWriter
 from hpdm_core.training.source import Source, StoreSource, find_store, fitted
 from hpdm_core.training.state import TrainState, phase_batch
 from hpdm_core.training.switches import apply_switches
@@ -162,18 +163,23 @@ class _Run:
             trainer.ema.videos = checkpoint.record["ema_videos"]
         elif self.origin is not None and state.total_step == 0:
             self.origin.read_moments(optimizer_tensors(trainer))
-        save = CheckpointHook(
-            self.config.train.checkpoint_every_steps,
-            lambda _: save_run(self.out, self.config, self.source, trainer, log.size),
-        )
-        trainer.hooks = self._hooks(trainer, log, save)
-        for _ in trainer.steps():
-            if self.world.any(bool(self.stop.reason)) and not state.finished:
-                save.run(state)
-                raise StoppedOnRequest(
-                    f"stopped after step {state.step} ({self.stop.reason or 'another rank was asked to stop'})",
-                    hint="run the same command again to continue",
-                )
+        train = self.config.train
+        with CheckpointWriter(
+            self.out, self.world, train.keep_checkpoints, background=train.async_checkpoint
+        ) as writer:
+            save = CheckpointHook(
+                train.checkpoint_every_steps,
+                lambda _: writer.save(run_contents(self.config, self.source, trainer, log.size)),
+            )
+            trainer.hooks = self._hooks(trainer, log, save)
+            for _ in trainer.steps():
+                writer.check()
+                if self.world.any(bool(self.stop.reason)) and not state.finished:
+                    save.run(state)
+                    raise StoppedOnRequest(
+                        f"stopped after step {state.step} ({self.stop.reason or 'another rank was asked to stop'})",
+                        hint="run the same command again to continue",
+                    )
 
     def _trainer(self, family: Family, phase: Phase, state: TrainState) -> Trainer:
         """Everything that steps `phase` from where `state` stands, with untrained optimisers."""

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -157,3 +158,47 @@ def test_a_signal_to_the_whole_group_still_ends_in_a_checkpoint(place):
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 75, errors
     assert list((place / "group" / "checkpoints").glob("step_*")), errors
+
+
+def rank_process(launcher, rank):
+    """The process id of a rank that `--nproc` started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = folder.joinpath("stat").read_text().rpartition(")")[2].split()[1]
+            environment = folder.joinpath("environ").read_bytes().split(b"\0")
+        except OSError:  # it has ended, or is another user's
+            continue
+        if int(parent) == launcher and f"RANK={rank}".encode() in environment:
+            return int(folder.name)
+    raise AssertionError(f"no rank {rank} under {launcher}")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="finds processes in /proc")
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_is_named_and_the_same_command_continues(place, killed):
+    sets = ("train.max_steps=16", "train.checkpoint_every_steps=2")
+    words = [part for key in sets for part in ("--set", key)]
+    line = ("train", "--preset", "hpdm-smoke", "--out", f"killed{killed}", "--device", "cpu", "--nproc", "2", *words)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    job = subprocess.Popen(
+        [sys.executable, "-m", "hpdm_cli", *line], cwd=place, env=env, stderr=subprocess.PIPE, text=True
+    )
+    checkpoints, until = place / f"killed{killed}" / "checkpoints", time.monotonic() + 100
+    while not checkpoints.is_dir() or all(f.suffix == ".tmp" for f in checkpoints.iterdir()):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    os.kill(rank_process(job.pid, killed), signal.SIGKILL)
+    errors = job.communicate(timeout=100)[1]
+    assert job.returncode == 1, errors
+    assert "Traceback" not in errors
+    assert errors.count("error") == 1, errors
+    assert f"error: rank {killed} was killed by SIGKILL" in errors
+    assert errors.splitlines()[-1] == "hint: run the same command again to continue"
+    if killed == 0:  # one continuation will do
+        return
+
+    again = hpdm(*line, cwd=place)
+    assert again.returncode == 0, again.stderr
+    assert "continuing from" in again.stderr
+    log = (checkpoints.parent / "log.jsonl").read_text().splitlines()
+    assert [json.loads(text)["step"] for text in log] == list(range(1, 17))

@@ -72,10 +72,10 @@ def test_accumulated_micro_batches_equal_the_whole_batch(tmp_path, whole_batch, 
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "parallel", "micro"),
-    [("adamw", "ddp", 2), ("lamb", "fsdp", 4)],
+    ("ranks", "optimizer", "parallel", "micro"),
+    [(2, "adamw", "ddp", 2), (4, "adamw", "ddp", 1), (4, "lamb", "fsdp", 2)],
 )
-def test_two_ranks_equal_one(tmp_path, whole_batch, optimizer, parallel, micro):
+def test_many_ranks_equal_one(tmp_path, whole_batch, ranks, optimizer, parallel, micro):
     options = [
         "max_steps=6",
         "batch_size=8",
@@ -83,8 +83,8 @@ def test_two_ranks_equal_one(tmp_path, whole_batch, optimizer, parallel, micro):
         f'optimizer={{"name": "{optimizer}"}}',
         f'parallel="{parallel}"',
     ]
-    codes, errors = launch(tmp_path / "run", 2, *options)
-    assert codes == [0, 0], errors
+    codes, errors = launch(tmp_path / "run", ranks, *options)
+    assert codes == [0] * ranks, errors
     assert_same_run(whole_batch[optimizer], tmp_path / "run")
 
 

@@ -191,6 +191,19 @@ def state_hash(checkpoint):
     return digest.hexdigest()
 
 
+def slow_down_disk(seconds):
+    """Make every checkpoint take so much longer to write."""
+    from hpdm_core.training import checkpoint
+
+    seal = checkpoint._seal
+
+    def slow_seal(*args):
+        time.sleep(seconds)
+        seal(*args)
+
+    checkpoint._seal = slow_seal if seconds else seal
+
+
 def main(argv):
     from hpdm_core.training.run import fit
 
@@ -199,6 +212,7 @@ def main(argv):
     delay = float(options.pop("delay", "0"))
     limit = float(options.pop("time_limit", "0")) or None
     device = options.pop("device", "cpu")
+    slow_down_disk(float(options.pop("slow_disk", "0")))
     options = {key: json.loads(value) for key, value in options.items()}
     model = options.pop("model", None)
     try:
