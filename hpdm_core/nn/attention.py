@@ -4,7 +4,7 @@ The reference precision is fp32. Under bf16 autocast the products run in bf16 wh
 softmax statistics in fp32. fp32 attention is half of an fp32 step on a GPU, so `attention_dtype` can
 run this one kernel in bf16 while everything else stays as it is.
 
-Shapes: B batch, N queries, M keys, D width, H heads.
+Shapes: B batch, R pictures (a multiple of B), N queries, M keys, D width, S width of a source, H heads.
 """
 
 from __future__ import annotations
@@ -60,6 +60,24 @@ class CrossAttention(nn.Module):
         """[B, N, D] to [B, N, D]. mask: False where a source token is padding, which nobody then reads."""
         k, v = self.key_value(source_BMS).chunk(2, dim=-1)
         return self.out(attend(self.query(x_BND), k, v, self.head_dim, mask_BM))
+
+
+class ConditionRead(nn.Module):
+    """What an attention over pictures reads of condition tokens, by its own queries; added to its result (MDM)."""
+
+    def __init__(self, condition_dim: int, dim: int, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.norm = layer_norm(condition_dim)
+        self.key_value = nn.Linear(condition_dim, 2 * dim)
+
+    def forward(self, q_RND: Tensor, tokens_BMS: Tensor, mask_BM: Tensor | None = None) -> Tensor:
+        """[R, N, D]; each row of the tokens serves R / B pictures in a row. mask: False where a token is padding."""
+        pictures = len(q_RND) // len(tokens_BMS)
+        source = self.key_value(self.norm(tokens_BMS)).to(q_RND.dtype)
+        k, v = source.repeat_interleave(pictures, dim=0).chunk(2, dim=-1)
+        mask = None if mask_BM is None else mask_BM.repeat_interleave(pictures, dim=0)
+        return attend(q_RND, k, v, self.head_dim, mask)
 
 
 def attend(q_BND: Tensor, k_BMD: Tensor, v_BMD: Tensor, head_dim: int, mask_BM: Tensor | None = None) -> Tensor:

@@ -131,8 +131,6 @@ class PvdmModel(ModelSection):
 
     @model_validator(mode="after")
     def _consistent(self) -> PvdmModel:
-        if self.condition.kind == "text":
-            raise ValueError("this family reads classes, no text: condition.kind is none or class")
         _, height, width = self.video
         if height % self.patch or width % self.patch:
             raise ValueError(f"frames of {height}x{width} do not divide into patches of {self.patch}")
