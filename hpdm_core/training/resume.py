@@ -95,7 +95,7 @@ def save_run(out: Path, config: RunConfig, source: Source, trainer: Trainer, log
     weights = sampling_weights(trainer.family, trainer.ema)
     path = save_checkpoint(out, state.total_step, run_tensors(trainer), weights, header, record, trainer.world)
     if trainer.world.main:
-        prune(out, trainer.train.keep_checkpoints)
+        prune(out, trainer.train.keep_checkpoints, best=state.best_step)
         logger.info("checkpoint %s", path)
 
 

@@ -30,6 +30,7 @@ from hpdm_core.training.hooks import CheckpointHook, GradShareHook, LogHook, Run
 from hpdm_core.training.loop import Hook, Trainer
 from hpdm_core.training.optim import RoleOptimizer
 from hpdm_core.training.origin import Origin
+from hpdm_core.training.plateau import FrechetScore, PlateauHook
 from hpdm_core.training.resume import check_resumable, optimizer_tensors, restored_state, run_tensors, save_run
 from hpdm_core.training.samples import grid_sampler
 from hpdm_core.training.source import Source, StoreSource, find_store, fitted
@@ -161,8 +162,11 @@ class _Run:
             trainer.ema.videos = checkpoint.record["ema_videos"]
         elif self.origin is not None and state.total_step == 0:
             self.origin.read_moments(optimizer_tensors(trainer))
+        intervals = [self.config.train.checkpoint_every_steps]
+        if phase.plateau is not None:
+            intervals.append(phase.plateau.every_steps)
         save = CheckpointHook(
-            self.config.train.checkpoint_every_steps,
+            intervals,
             lambda _: save_run(self.out, self.config, self.source, trainer, log.size),
         )
         trainer.hooks = self._hooks(trainer, log, save)
@@ -207,6 +211,11 @@ class _Run:
                     hint="set train.grad_share_every_steps=null or train.parallel=ddp",
                 )
             hooks.insert(0, GradShareHook(trainer, train.grad_share_every_steps, line))
+        rule = trainer.phase.plateau
+        if rule is not None:
+            rows = train.micro_batch or phase_batch(trainer.phase, train) // self.world.size
+            score = FrechetScore(trainer, self.source, rule, rows)
+            hooks.insert(0, PlateauHook(trainer, self.out, rule, score, line))
         if train.sample_every_steps is not None:
             sample = self.sample or grid_sampler(self.config, self.source, self.world)
             hooks.append(SampleHook(trainer, self.out, train.sample_every_steps, sample))

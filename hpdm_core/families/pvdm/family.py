@@ -23,7 +23,7 @@ from hpdm_core.config.schema import ModelSection, SampleSection
 from hpdm_core.data.window import Batch, ClipView
 from hpdm_core.diffusion.process import Parametrisation, corrupt
 from hpdm_core.diffusion.schedule import scaled_linear
-from hpdm_core.families.base import Losses, Phase, Role
+from hpdm_core.families.base import Losses, Phase, Plateau, Role
 from hpdm_core.families.conditioned import ConditionedFamily
 from hpdm_core.families.pvdm.autoencoder import Autoencoder
 from hpdm_core.families.pvdm.clips import ClipChain
@@ -65,16 +65,16 @@ class PvdmFamily(ConditionedFamily):
     def phases(self) -> tuple[Phase, ...]:
         """`ae`, `ae_gan` unless it is left out, `ldm`."""
         training = self.config.training
-        found = [_phase("ae", training.ae, Role("autoencoder", ("autoencoder",), optimizer=training.ae.optimizer))]
+        found = [self._phase("ae", training.ae, Role("autoencoder", ("autoencoder",), optimizer=training.ae.optimizer))]
         if training.ae_gan is not None:
             turn = partial(_has_turn, training.alternate_steps)
             roles = (
                 Role("generator", ("autoencoder",), partial(turn, 0), training.ae_gan.optimizer),
                 Role("critics", ("critics",), partial(turn, 1), training.critics_optimizer),
             )
-            found.append(_phase("ae_gan", training.ae_gan, *roles))
+            found.append(self._phase("ae_gan", training.ae_gan, *roles))
         found.append(
-            _phase(
+            self._phase(
                 "ldm", training.ldm, Role("denoiser", ("denoiser", *self.listeners), optimizer=training.ldm.optimizer)
             )
         )
@@ -117,6 +117,16 @@ class PvdmFamily(ConditionedFamily):
         z, given = latents[: len(clip)], torch.zeros_like(latents[: len(clip)])
         given[rows] = latents[len(clip) :]
         return z, given
+
+    def _phase(self, name: str, section: PhaseSection, *roles: Role) -> Phase:
+        """A phase with its section's steps, batch size and rule to stop."""
+        stop = section.stop
+        rule = None if stop is None else Plateau(self._reconstruct, stop.every_steps, stop.patience, stop.clips)
+        return Phase(name, roles, section.steps, section.batch_size, rule)
+
+    def _reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The clips and what the autoencoder makes of them."""
+        return batch.videos[CLIP], self.autoencoder(batch.videos[CLIP])
 
     def _denoising(self, batch: Batch, streams: BatchStreams) -> Losses:
         """The mean squared error of the predicted noise; one noise level and one noise for all planes."""
@@ -168,11 +178,6 @@ class PvdmFamily(ConditionedFamily):
 
 def _summed(terms: dict[str, Tensor], parts: dict[str, Tensor]) -> Losses:
     return Losses(torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in parts.items()}, terms)
-
-
-def _phase(name: str, section: PhaseSection, *roles: Role) -> Phase:
-    """A phase with its section's steps and batch size."""
-    return Phase(name, roles, section.steps, section.batch_size)
 
 
 def _has_turn(every: int, which: int, step: int) -> bool:
