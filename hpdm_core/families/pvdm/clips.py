@@ -54,7 +54,8 @@ class ClipChain:
             calls = solver_info(solver).calls(steps)
             blocks = calls * len(self.family.denoiser.units()) * (2 if self._guided(index) else 1)
             stages.append(StageOutline(clip_name(index), frames, (height, width), solver, steps, 1, calls, blocks))
-        return Outline(self.num_clips * frames, (height, width), tuple(stages))
+        total = self.num_clips * frames
+        return Outline(total, (height, width), tuple(stages), joins=tuple(range(frames, total, frames)))
 
     def stages(self) -> Generator[Stage, State, Tensor]:
         """Yield each clip's stage, receive its clean latents, return the frames of all clips."""
