@@ -56,13 +56,14 @@ TOY: dict[str, list[str]] = {
     "hpdm": ["model.token_dim=32", "model.latent_dim=32", "model.num_latents=8", "model.head_dim=16"],
     "pvdm": [
         "model.autoencoder={width: 32, depth: 1, heads: 2, head_dim: 16, projector_depth: 1, projector_head_dim: 8}",
-        "model.denoiser={width: 16, multipliers: [1, 2], blocks: 1, heads: 2}", "model.critic.width=8",
+        "model.denoiser={width: 16, multipliers: [1, 2], blocks: 1, heads: 2}", "model.patch=4",
+        "model.critic.width=8",
     ],
     "mdm": ["model.embedding_dim=32", "model.condition_dim=32"],
 }  # fmt: skip
 """What makes each arm small enough for a CPU."""
 
-CALIBRATION, WARMUP = 12, 4
+CALIBRATION, WARMUP = 8, 3
 """Steps of each phase that are timed, and how many of them are not looked at."""
 
 
@@ -99,7 +100,7 @@ def phase_steps(arm: str, steps: list[int]) -> list[str]:
 def arm_config(arm: str, size: int, steps: list[int], args: argparse.Namespace, *more: str) -> RunConfig:
     """The config of one arm with so many steps in each of its phases."""
     name, changes = preset(arm, size, toy=args.toy)
-    batch = 4 if args.toy else args.batch
+    batch = 2 if args.toy else args.batch
     micro = min(batch, args.micro) if size > 64 else batch
     shared = [
         f"train.batch_size={batch}",

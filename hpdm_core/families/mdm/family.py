@@ -20,8 +20,8 @@ from hpdm_core.config.schema import ModelSection, SampleSection
 from hpdm_core.data.window import Batch
 from hpdm_core.diffusion.process import Parametrisation, corrupt
 from hpdm_core.diffusion.schedule import cosine
-from hpdm_core.errors import IncompatibleCheckpoint
-from hpdm_core.families.base import Losses, Phase, Role
+from hpdm_core.errors import ConfigError, IncompatibleCheckpoint
+from hpdm_core.families.base import Growth, Losses, Part, Phase, Role
 from hpdm_core.families.conditioned import ConditionedFamily
 from hpdm_core.families.mdm.config import MdmModel, MdmSample
 from hpdm_core.families.mdm.joint import JointSampling
@@ -110,6 +110,33 @@ class MdmFamily(ConditionedFamily):
         """All levels at once (MDM spec §5)."""
         assert isinstance(options, MdmSample)
         return JointSampling(self, request, options).stages()
+
+    def grow_from(self, tensors: Mapping[str, Tensor], base: ModelSection) -> Growth:
+        """From a nest of the inner levels of this one (MDM §3.3); a new level changes nothing that these predict."""
+        assert isinstance(base, MdmModel)
+        count, inner = len(base.levels), self.config.levels[: len(base.levels)]
+        if count >= len(self.config.levels):
+            raise ConfigError(
+                f"the base has {count} levels, and this preset {len(self.config.levels)}: nothing would be added",
+                hint="take a preset with more levels around the base's",
+            )
+        apart = next((k for k, (a, b) in enumerate(zip(base.levels, inner, strict=True)) if a != b), None)
+        if apart is not None or base.num_times != self.config.num_times:
+            what = "num_times" if apart is None else f"level {apart}"
+            raise IncompatibleCheckpoint(
+                f"the base's {what} is not that of this preset",
+                hint="the base's levels must be this preset's inner ones",
+            )
+        self.load_inner(tensors)
+        outer = list(self.denoiser.levels)[count:]
+        new = {f"level {k}": sum(p.numel() for p in part.parameters()) for k, part in enumerate(outer, count)}
+        parts = [
+            Part(f"level {k}", "reused" if k < count else "new", "x".join(map(str, level.extent)))
+            for k, level in enumerate(self.config.levels)
+        ]
+        before, after = (sum(1 for _ in self.denoiser.blocks(n)) for n in (count, len(self.config.levels)))
+        reused = sum(p.numel() for p in self.parameters()) - sum(new.values())
+        return Growth(tuple(parts), reused, new, {}, (before, after))
 
     def load_inner(self, tensors: Mapping[str, Tensor]) -> int:
         """Take over the weights of a smaller nest, whose levels are this one's inner levels; returns how many.
