@@ -57,7 +57,7 @@ PVDM = (
     "model.training.previous_share=0.5", "model.autoencoder.depth=2", "model.denoiser.blocks=1",
     "model.denoiser.multipliers=[1,2]",
 )  # fmt: skip
-TOY = ("train.batch_size=2", "data.workers=0")
+TOY = ("train.batch_size=2", "train.precision=fp32", "data.workers=0")
 MDM = (*COMMON, "model.condition.kind=none", 'model.phases=[{"name":"full","levels":3}]')
 
 

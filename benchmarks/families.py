@@ -108,8 +108,9 @@ def arm_config(arm: str, size: int, steps: list[int], args: argparse.Namespace, 
         "train.compile=false",
         f"train.seed={args.seed}",
     ]
-    workers = f"data.workers={0 if args.toy else args.workers}"
-    return load_run_config(name, [*changes, *phase_steps(arm, steps), *shared, workers, *more])
+    # Products in bf16 are slow on a CPU.
+    own = [f"data.workers={0 if args.toy else args.workers}", *(["train.precision=fp32"] if args.toy else [])]
+    return load_run_config(name, [*changes, *phase_steps(arm, steps), *shared, *own, *more])
 
 
 def calibrate(arm: str, size: int, store: Path, out: Path, args: argparse.Namespace) -> list[int]:

@@ -120,7 +120,9 @@ class MdmFamily(ConditionedFamily):
                 f"the base has {count} levels, and this preset {len(self.config.levels)}: nothing would be added",
                 hint="take a preset with more levels around the base's",
             )
-        apart = next((k for k, (a, b) in enumerate(zip(base.levels, inner, strict=True)) if a != b), None)
+        # Whether a level's input is normalised has no weights, and changes when a level comes around it (spec §2.1).
+        same = [a == b.model_copy(update={"normalize": a.normalize}) for a, b in zip(base.levels, inner, strict=True)]
+        apart = None if all(same) else same.index(False)
         if apart is not None or base.num_times != self.config.num_times:
             what = "num_times" if apart is None else f"level {apart}"
             raise IncompatibleCheckpoint(
