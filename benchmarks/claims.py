@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.toy:
-        args.seeds, args.steps, args.clips, args.num, args.sample_steps = 1, 2, 4, 2, 2
+        args.seeds, args.steps, args.clips, args.num, args.sample_steps = 1, 4, 4, 2, 2
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder, matmul_precision("bf16"):
         bench = Bench(args, Path(folder))
