@@ -94,6 +94,7 @@ def sample(
         "model": model.sha256, "frames": outline.frames, "size": list(outline.size), "classes": classes or [],
         "options": generate.sample_options(model, options).model_dump(mode="json"),
         **({"prompts": _plain(texts), "negative": negative} if texts or negative else {}),
+        **({"joins": list(outline.joins)} if outline.joins else {}),
     }  # fmt: skip
     _claim(out, settings)
     todo = [seed for seed in wanted if not all(_path(out, seed, f).exists() for f in chosen_formats)]

@@ -27,9 +27,16 @@ class Condition(NamedTuple):
     tokens_BMD: Tensor
     mask_BM: Tensor | None = None
 
-    def rows(self, index: Tensor) -> Condition:
+    def rows(self, index: Tensor | slice) -> Condition:
         """The condition of the rows `index`."""
         return Condition(self.tokens_BMD[index], None if self.mask_BM is None else self.mask_BM[index])
+
+    def mean(self) -> Tensor:
+        """The mean of the tokens that count, float32 [B, D]."""
+        if self.mask_BM is None:
+            return self.tokens_BMD.float().mean(dim=1)
+        counts_BM1 = self.mask_BM[:, :, None].float()
+        return (self.tokens_BMD.float() * counts_BM1).sum(dim=1) / counts_BM1.sum(dim=1)
 
 
 def build_conditioner(section: ConditionSection, dim: int) -> Conditioner | None:

@@ -35,13 +35,29 @@ class Role:
 
 
 @dataclass(frozen=True)
+class Plateau:
+    """When a phase ends before its steps: its reconstructions have not improved for `patience` evaluations.
+
+    reconstruct: a batch's videos and what the phase's networks make of them, float [B, 3, T, H, W] in [-1, 1].
+    every_steps: steps from one evaluation to the next. clips: how many clips an evaluation compares.
+    The phase ends with the weights of its best evaluation.
+    """
+
+    reconstruct: Callable[[Batch], tuple[Tensor, Tensor]]
+    every_steps: int
+    patience: int
+    clips: int
+
+
+@dataclass(frozen=True)
 class Phase:
-    """A stretch of training. `steps: None` takes the config's; `batch_size` likewise."""
+    """A stretch of training. `steps: None` takes the config's; `batch_size` likewise. plateau: ends it earlier."""
 
     name: str
     roles: tuple[Role, ...]
     steps: int | None = None
     batch_size: int | None = None
+    plateau: Plateau | None = None
 
 
 @dataclass

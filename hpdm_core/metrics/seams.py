@@ -74,6 +74,26 @@ def _edges_beside(edges: Sequence[int], count: int) -> dict[int, list[int]]:
     return beside
 
 
+def frame_changes(video_THWC: np.ndarray) -> np.ndarray:
+    """Mean absolute difference of each frame from the one before, in the video's units: float64 [T - 1]."""
+    steps = np.diff(np.asarray(video_THWC, dtype=np.float32), axis=0)
+    return np.abs(steps).mean(axis=(1, 2, 3), dtype=np.float64)
+
+
+def join_ratio(video_THWC: np.ndarray, joins: Sequence[int]) -> float:
+    """How much more a video changes where its clips join than inside them: 1 for a seamless one.
+
+    joins: the first frame of every clip but the first. A video that stands still has 1, or infinity if only its
+    joins move. Raises ConfigError for joins outside the video, and where nothing but joins is left.
+    """
+    changes = frame_changes(video_THWC)
+    if not joins or not all(0 < join <= len(changes) for join in joins) or len(set(joins)) == len(changes):
+        raise ConfigError(f"joins {list(joins)} do not divide a video of {len(changes) + 1} frames into clips")
+    places = [join - 1 for join in joins]
+    across, inside = float(changes[places].mean()), float(np.delete(changes, places).mean())
+    return across / inside if inside > 0 else (1.0 if across == 0 else float("inf"))
+
+
 def seam_heatmap(video_THWC: np.ndarray) -> np.ndarray:
     """Where neighbouring pixels differ more than is usual for the video: float32 [H, W] of mean 1 (0 for a flat one).
 

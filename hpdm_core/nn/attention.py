@@ -4,7 +4,7 @@ The reference precision is fp32. Under bf16 autocast the products run in bf16 wh
 softmax statistics in fp32. fp32 attention is half of an fp32 step on a GPU, so `attention_dtype` can
 run this one kernel in bf16 while everything else stays as it is, or the whole layer with its projections.
 
-Shapes: B batch, N queries, M keys, D width, H heads.
+Shapes: B batch, R pictures (a multiple of B), N queries, M keys, D width, S width of a source, H heads.
 """
 
 from __future__ import annotations
@@ -87,6 +87,24 @@ class CrossAttention(nn.Module):
 
 def _projected(norm: nn.LayerNorm | None, linear: nn.Linear, x: Tensor) -> Tensor:
     return linear(x) if norm is None else normed_linear(norm, linear, x)
+
+
+class ConditionRead(nn.Module):
+    """What an attention over pictures reads of condition tokens, by its own queries; added to its result (MDM)."""
+
+    def __init__(self, condition_dim: int, dim: int, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.norm = layer_norm(condition_dim)
+        self.key_value = nn.Linear(condition_dim, 2 * dim)
+
+    def forward(self, q_RND: Tensor, tokens_BMS: Tensor, mask_BM: Tensor | None = None) -> Tensor:
+        """[R, N, D]; each row of the tokens serves R / B pictures in a row. mask: False where a token is padding."""
+        pictures = len(q_RND) // len(tokens_BMS)
+        source = self.key_value(self.norm(tokens_BMS)).to(q_RND.dtype)
+        k, v = source.repeat_interleave(pictures, dim=0).chunk(2, dim=-1)
+        mask = None if mask_BM is None else mask_BM.repeat_interleave(pictures, dim=0)
+        return attend(q_RND, k, v, self.head_dim, mask)
 
 
 def attend(q_BND: Tensor, k_BMD: Tensor, v_BMD: Tensor, head_dim: int, mask_BM: Tensor | None = None) -> Tensor:

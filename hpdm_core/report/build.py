@@ -62,6 +62,8 @@ def _subject_sections(
     if subject.is_run:
         found.append(sections.curves(subject))
     found += [sections.samples(subject, real), sections.metrics(subject.results), sections.seams(subject, real)]
+    if (joined := sections.joins(subject, real)) is not None:
+        found.append(joined)
     if nearest and real is not None and subject.clips:
         shown = subject.clips[:MAX_NEAREST_SHOWN]
         matches = nearest_real(shown, real, limit=nearest, device=device, advance=advance)

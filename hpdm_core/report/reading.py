@@ -35,12 +35,13 @@ MAX_CLIPS = 24
 
 @dataclass(frozen=True)
 class ShownClip:
-    """One video uint8 [T, H, W, 3] with what is to be said of it."""
+    """One video uint8 [T, H, W, 3] with what is to be said of it. joins: where clips of a longer video begin."""
 
     video: np.ndarray
     caption: str
     fps: float = FPS
     label: str = ""
+    joins: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def _read_clips(folder: Path) -> Iterator[ShownClip]:
             about, fps = _provenance(folder / clip.name.partition(":")[0])
             label = str(about.get("class") or "")
             caption = f"{label or 'sample'} · seed {about['seed']}" if "seed" in about else clip.name
-            yield ShownClip(clip.frames, caption, fps, label)
+            joins = tuple(int(j) for j in about.get("joins", ()) if 0 < int(j) < len(clip.frames))
+            yield ShownClip(clip.frames, caption, fps, label, joins)
 
 
 def _provenance(file: Path) -> tuple[dict[str, Any], float]:

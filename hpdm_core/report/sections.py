@@ -10,7 +10,7 @@ import numpy as np
 from hpdm_core.data.store import VideoStore
 from hpdm_core.data.write import tile_videos
 from hpdm_core.metrics.results import NamedResult
-from hpdm_core.metrics.seams import seam_heatmap
+from hpdm_core.metrics.seams import frame_changes, join_ratio, seam_heatmap
 from hpdm_core.report.chart import Series, line_chart, number
 from hpdm_core.report.curves import curve_figures
 from hpdm_core.report.markup import Section, facts, figure, folded, grid, paragraph, table
@@ -111,6 +111,28 @@ def seams(subject: Subject, store: VideoStore | None) -> Section:
         "Tile borders that do not match show as straight lines that the real clips lack."
     )
     return Section("seams", "Seams", grid(maps, "maps"), note)
+
+
+def joins(subject: Subject, store: VideoStore | None) -> Section | None:
+    """Where videos made clip by clip join: how much they change there; None where none is longer than one clip."""
+    clips = [clip for clip in subject.clips if clip.joins]
+    if not clips:
+        return None
+    rows = [(clip.caption, str(len(clip.joins)), number(join_ratio(clip.video, clip.joins))) for clip in clips]
+    frames = min(len(clip.video) for clip in clips)
+    lines = {"Samples": clips, "Real clips": [] if store is None else real_like(store, clips)}
+    profiles = []
+    for name, shown in lines.items():
+        length = min((frames, *(len(clip.video) for clip in shown)))
+        if shown and length > 1:
+            mean = np.mean([frame_changes(clip.video[:length]) for clip in shown], axis=0)
+            profiles.append(Series(name, range(1, length), mean.tolist()))
+    chart = line_chart(profiles, title="Change from frame to frame", x_label="frame", smooth=False)
+    shown_joins = ", ".join(str(join) for join in clips[0].joins[:12]) + (", …" if len(clips[0].joins) > 12 else "")
+    html = figure(chart, f"Mean absolute difference in grey levels; clips join at {shown_joins}", "chart")
+    note = "Each clip is made from the one before; where they do not fit, the video jumps: a ratio far above 1."
+    ratios = table(("Sample", "Joins", "Change at joins ÷ inside clips"), rows)
+    return Section("joins", "Joins of clips", html + ratios, note)
 
 
 def neighbours(clips: Sequence[ShownClip], found: Sequence[Neighbour], compared: int) -> Section:

@@ -79,9 +79,11 @@ class Outline:
     """What a request will produce and cost, before anything runs.
 
     frame_step: frames of the training clips that one frame stands for (coarse levels show every n-th).
+    joins: the first frame of every clip but the first, of a video that is made clip by clip.
     """
 
     frames: int
     size: tuple[int, int]
     stages: Sequence[StageOutline]
     frame_step: int = 1
+    joins: tuple[int, ...] = ()

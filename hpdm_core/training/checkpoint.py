@@ -192,12 +192,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, record)
 
 
-def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints of `run`, and what interrupted writes left behind."""
+def prune(run: Path, keep: int, best: int = 0) -> None:
+    """Delete all but checkpoint `best` and the newest `keep` of `run`, and what interrupted writes left behind."""
     root = run / CHECKPOINTS
     folders = sorted(root.glob("step_*"))
     finished = [f for f in folders if f.suffix != ".tmp"]
     for folder in finished[: max(len(finished) - keep, 0)]:
+        if folder.name == f"step_{best:08d}":
+            continue
         # Renamed first: a deletion that is interrupted must not look like a damaged checkpoint.
         doomed = folder.with_name(folder.name + ".tmp")
         _remove(doomed)

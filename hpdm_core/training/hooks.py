@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +86,13 @@ class LogHook:
         self._trainer, self._log = trainer, log
         self._since = (trainer.state.seconds, trainer.state.videos_seen)
         train = trainer.train
-        self._intervals = [n for n in (train.log_every_steps, train.grad_share_every_steps) if n]
+        plateau = trainer.phase.plateau
+        notes = (train.grad_share_every_steps, plateau and plateau.every_steps)
+        self._intervals = [n for n in (train.log_every_steps, *notes) if n]
         self.notes: dict[str, Any] = {}
 
     def due(self, state: TrainState) -> bool:
-        """At every interval (also of gradient shares, which need a line), and at the end of the phase."""
+        """At every interval (also of what leaves notes for the line), and at the end of the phase."""
         return any(state.step % every == 0 for every in self._intervals) or state.finished
 
     def run(self, state: TrainState) -> None:
@@ -189,15 +191,15 @@ class GradShareHook:
 
 
 class CheckpointHook:
-    """A checkpoint every `checkpoint_every_steps` steps and at the end of the phase."""
+    """A checkpoint at each of some intervals of steps and at the end of the phase."""
 
-    def __init__(self, every: int, save: Callable[[TrainState], None]) -> None:
-        self._every, self._save = every, save
+    def __init__(self, intervals: Sequence[int], save: Callable[[TrainState], None]) -> None:
+        self._intervals, self._save = intervals, save
         self._saved_step = -1
 
     def due(self, state: TrainState) -> bool:
         """At every interval, and at the end of the phase."""
-        return state.step % self._every == 0 or state.finished
+        return any(state.step % every == 0 for every in self._intervals) or state.finished
 
     def run(self, state: TrainState) -> None:
         """Save, unless this very step is saved already."""

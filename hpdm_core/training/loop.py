@@ -66,7 +66,7 @@ class Trainer:
     def steps(self) -> Iterator[TrainState]:
         """Run the rest of the phase, yielding after each step and its hooks."""
         state, size = self.state, phase_batch(self.phase, self.train)
-        while state.step < self.total_steps:
+        while state.step < self.total_steps and not state.ended:
             started = time.perf_counter()
             self.micros = self._fetch(size // self.world.size)
             for role in self.roles:

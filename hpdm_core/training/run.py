@@ -31,6 +31,7 @@ from hpdm_core.training.hooks import CheckpointHook, GradShareHook, LogHook, Run
 from hpdm_core.training.loop import Hook, Trainer
 from hpdm_core.training.optim import RoleOptimizer
 from hpdm_core.training.origin import Origin
+from hpdm_core.training.plateau import FrechetScore, PlateauHook
 from hpdm_core.training.resume import check_resumable, optimizer_tensors, restored_state, run_contents, run_tensors
 from hpdm_core.training.samples import grid_sampler
 from hpdm_core.training.saving import CheckpointWriter
@@ -167,11 +168,14 @@ class _Run:
         with CheckpointWriter(
             self.out, self.world, train.keep_checkpoints, background=train.async_checkpoint
         ) as writer:
+            intervals = [train.checkpoint_every_steps]
+            if phase.plateau is not None:
+                intervals.append(phase.plateau.every_steps)
             save = CheckpointHook(
-                train.checkpoint_every_steps,
-                lambda _: writer.save(run_contents(self.config, self.source, trainer, log.size)),
+                intervals,
+                lambda _: writer.save(run_contents(self.config, self.source, trainer, log.size), best=state.best_step),
             )
-            trainer.hooks = self._hooks(trainer, log, save)
+            trainer.hooks = self._hooks(trainer, log, save, writer)
             for _ in trainer.steps():
                 writer.check()
                 if self.world.any(bool(self.stop.reason)) and not state.finished:
@@ -204,7 +208,7 @@ class _Run:
         ema = Ema(train.ema, params)
         return Trainer(train, phase, family, module, roles, ema, batches, state, world, guard)
 
-    def _hooks(self, trainer: Trainer, log: RunLog, save: CheckpointHook) -> list[Hook]:
+    def _hooks(self, trainer: Trainer, log: RunLog, save: CheckpointHook, writer: CheckpointWriter) -> list[Hook]:
         """The hooks in the order in which they run; the log line comes before the checkpoint that counts it."""
         train = self.config.train
         line = LogHook(trainer, log)
@@ -216,6 +220,11 @@ class _Run:
                     hint="set train.grad_share_every_steps=null or train.parallel=ddp",
                 )
             hooks.insert(0, GradShareHook(trainer, train.grad_share_every_steps, line))
+        rule = trainer.phase.plateau
+        if rule is not None:
+            rows = train.micro_batch or phase_batch(trainer.phase, train) // self.world.size
+            score = FrechetScore(trainer, self.source, rule, rows)
+            hooks.insert(0, PlateauHook(trainer, self.out, rule, score, line, writer))
         if train.sample_every_steps is not None:
             sample = self.sample or grid_sampler(self.config, self.source, self.world)
             hooks.append(SampleHook(trainer, self.out, train.sample_every_steps, sample))

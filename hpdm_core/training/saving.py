@@ -36,15 +36,15 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, contents: Contents) -> None:
-        """Write a checkpoint, all ranks together. Raises CheckpointError."""
+    def save(self, contents: Contents, best: int = 0) -> None:
+        """Write a checkpoint, all ranks together; that of step `best` is kept whatever its age. Raises CheckpointError."""
         self.wait()
         if not self._background:
-            self._write(contents)
+            self._write(contents, best)
             return
         copied: Any = self._stager.stage({"tensors": dict(contents.tensors), "weights": dict(contents.weights)})
         self._thread = threading.Thread(
-            target=self._try_to_write, args=(contents.with_tensors(**copied),), name="checkpoint", daemon=True
+            target=self._try_to_write, args=(contents.with_tensors(**copied), best), name="checkpoint", daemon=True
         )
         self._thread.start()
 
@@ -62,16 +62,16 @@ class CheckpointWriter:
         if error is not None:
             raise error
 
-    def _try_to_write(self, contents: Contents) -> None:
+    def _try_to_write(self, contents: Contents, best: int) -> None:
         try:
-            self._write(contents)
+            self._write(contents, best)
         except BaseException as error:  # raised again by the training loop
             self._error = error
 
-    def _write(self, contents: Contents) -> None:
+    def _write(self, contents: Contents, best: int) -> None:
         path = save_checkpoint(self._run, contents, self._world)
         if self._world.main:
-            prune(self._run, self._keep)
+            prune(self._run, self._keep, best=best)
             logger.info("checkpoint %s", path)
 
     def __enter__(self) -> CheckpointWriter:

@@ -15,7 +15,8 @@ class TrainState:
     `step` counts within the phase, `total_step` over all phases. `videos_seen` never restarts: it is the
     position of the next item in the data stream and the index of its randomness. `seconds` is training
     time without checkpoints and samples. `base_sha256` is the hash of the weights file that a fine-tuning
-    began with.
+    began with. Where the phase has a plateau rule, `best` is its lowest score, `best_step` the total step of that,
+    `misses` the evaluations since, and `ended` says that the rule has ended the phase.
     """
 
     phase: str = ""
@@ -26,6 +27,10 @@ class TrainState:
     seconds: float = 0.0
     finished: bool = False
     base_sha256: str = ""
+    best: float | None = None
+    best_step: int = 0
+    misses: int = 0
+    ended: bool = False
     meter: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     @property
@@ -36,6 +41,7 @@ class TrainState:
     def enter(self, phase: str) -> None:
         """Begin `phase` at its first step."""
         self.phase, self.step, self.phase_start, self.finished = phase, 0, self.videos_seen, False
+        self.best, self.best_step, self.misses, self.ended = None, 0, 0, False
         self.meter.clear()
 
     def advance(self, videos: int) -> None:
@@ -43,6 +49,13 @@ class TrainState:
         self.step += 1
         self.total_step += 1
         self.videos_seen += videos
+
+    def judge(self, score: float) -> None:
+        """Count an evaluation of the phase; lower is better."""
+        if self.best is None or score < self.best:
+            self.best, self.best_step, self.misses = score, self.total_step, 0
+        else:
+            self.misses += 1
 
 
 def phase_batch(phase: Phase, train: TrainSection) -> int:

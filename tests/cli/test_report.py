@@ -158,3 +158,17 @@ def test_several_runs_are_compared(run: Path, tmp_path: Path) -> None:
 def test_mistakes(words: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert report(*words).exit_code == code
+
+
+def test_videos_of_several_clips_show_how_they_join(store: Path, tmp_path: Path) -> None:
+    video = clips(1, frames=9)[0]
+    video[3:6] //= 4
+    write_npz(tmp_path / "long" / "seed_000000.npz", video, 8.0, {"seed": 0, "joins": [3, 6]})
+    result = report(tmp_path / "long", "--store", store, "--nearest", "0", "--out", tmp_path / "page.html")
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert '<section id="joins">' in page
+    assert "clips join at 3, 6" in page
+    write_npz(tmp_path / "short" / "seed_000000.npz", video, 8.0, {"seed": 0})
+    assert report(tmp_path / "short", "--out", tmp_path / "short.html").exit_code == 0
+    assert 'id="joins"' not in (tmp_path / "short.html").read_text(encoding="utf-8")

@@ -87,7 +87,7 @@ def inputs(rows=2, seed=0, extents=EXTENTS):
 def predict(family, z, labels=None, noise=0.3):
     """The nested network's predictions at one noise level."""
     batch = len(z[0])
-    condition = family.condition_tokens(None if labels is None else torch.tensor(labels), batch, torch.device("cpu"))
+    condition = family.wanted(Request(tuple(range(batch)), None if labels is None else tuple(labels)))
     return family.denoiser(z, torch.full((batch,), noise), condition)
 
 

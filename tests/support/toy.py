@@ -17,7 +17,7 @@ from torch import nn
 from hpdm_core.config.schema import DataSection, ModelSection, RunConfig, SampleSection, TrainSection
 from hpdm_core.data.window import Batch, Cut, Window
 from hpdm_core.errors import HpdmError
-from hpdm_core.families.base import Family, Losses, Phase, Role
+from hpdm_core.families.base import Family, Losses, Phase, Plateau, Role
 from hpdm_core.families.registry import FAMILIES
 from hpdm_core.rng import numpy_stream
 
@@ -27,6 +27,7 @@ class ToyModel(ModelSection):
     adversarial: bool = False
     two_phases: bool = False
     bad_position: int | None = None
+    plateau: tuple[int, int] | None = None
 
 
 class ToySample(SampleSection):
@@ -87,6 +88,10 @@ class ToyFamily(Family):
                 Role("net", ("net",), active=lambda step: step % 3 != 2),
                 Role("critic", ("critic",), active=lambda step: step % 3 == 2),
             )
+        if self.model.plateau is not None:
+            every, patience = self.model.plateau
+            rule = Plateau(lambda batch: (batch.videos["clip"], batch.videos["clip"]), every, patience, clips=2)
+            return (Phase("first", joint, plateau=rule), Phase("second", joint, steps=2))
         if self.model.two_phases:
             return (Phase("warm", (Role("critic", ("critic",)),), steps=3, batch_size=2), Phase("joint", joint))
         return (Phase("joint", joint),)

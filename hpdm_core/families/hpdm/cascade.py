@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpdm_core.conditioning.conditions import Condition, check_wanted, wanted_condition
+from hpdm_core.conditioning.conditions import Condition
 from hpdm_core.diffusion.guidance import dynamic_threshold, guide
 from hpdm_core.errors import ConfigError
+from hpdm_core.families.conditioned import asks
 from hpdm_core.families.hpdm.config import HpdmSample
 from hpdm_core.families.hpdm.context import shallow_context
 from hpdm_core.families.hpdm.denoiser import LevelOutput
@@ -45,7 +46,7 @@ class Cascade:
     def __init__(self, family: HpdmFamily, request: Request, options: HpdmSample) -> None:
         self.family, self.request, self.options = family, request, options
         self.pyramid = family.pyramid
-        self._check_conditions()
+        family.check_request(request)
         self.stop = self._stop_level()
         self.grids = [
             TileGrid(self.pyramid, level, options.overlap_axes, options.window) for level in range(self.stop + 1)
@@ -125,15 +126,13 @@ class Cascade:
 
     def _branches(self) -> list[Branch]:
         """The conditional branch, and the null (or negative) one if any level is guided."""
-        request, told, rows = self.request, self.family.conditioner, len(self.request.seeds)
-        branches = [Branch(self, wanted_condition(told, request.labels, request.prompts, rows))]
+        branches = [Branch(self, self.family.wanted(self.request))]
         if any(self._guided(level) for level in range(self.stop + 1)):
-            branches.append(Branch(self, wanted_condition(told, None, request.negatives, rows)))
+            branches.append(Branch(self, self.family.unwanted(self.request)))
         return branches
 
     def _guided(self, level: int) -> bool:
-        told = (self.request.labels, self.request.prompts, self.request.negatives)
-        return any(given is not None for given in told) and self._entry(self.options.guidance, level) != 1.0
+        return asks(self.request) and self._entry(self.options.guidance, level) != 1.0
 
     def _stop_level(self) -> int:
         if self.options.level is None:
@@ -150,12 +149,6 @@ class Cascade:
                 hint="give either the level or the frames and size",
             )
         return self.options.level
-
-    def _check_conditions(self) -> None:
-        """Raise ConfigError for a condition that the model cannot follow."""
-        request, told = self.request, self.family.conditioner
-        check_wanted(told, request.labels, request.prompts, len(request.seeds))
-        check_wanted(told, None, request.negatives, len(request.seeds))
 
     @staticmethod
     def _entry(values: tuple[T, ...], level: int) -> T:

@@ -14,14 +14,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hpdm_core.conditioning.conditions import Condition, Conditioner, batch_condition, build_conditioner
-from hpdm_core.conditioning.labels import LabelTokens
-from hpdm_core.conditioning.text import TextTokens
+from hpdm_core.conditioning.conditions import Condition
 from hpdm_core.config.schema import ModelSection, SampleSection
 from hpdm_core.data.window import Batch
 from hpdm_core.diffusion.process import Parametrisation, corrupt
 from hpdm_core.diffusion.schedule import LogNormal
-from hpdm_core.families.base import Family, Growth, Losses, Phase, Role
+from hpdm_core.families.base import Growth, Losses, Phase, Role
+from hpdm_core.families.conditioned import ConditionedFamily
 from hpdm_core.families.hpdm.cascade import Cascade
 from hpdm_core.families.hpdm.config import HpdmModel, HpdmSample
 from hpdm_core.families.hpdm.denoiser import HierarchicalDenoiser
@@ -31,7 +30,7 @@ from hpdm_core.rng import BatchStreams
 from hpdm_core.sampling.stage import Outline, Request, Stage, State
 
 
-class HpdmFamily(Family):
+class HpdmFamily(ConditionedFamily):
     """Hierarchical patch diffusion over `config.pyramid`."""
 
     name: ClassVar[str] = "hpdm"
@@ -47,19 +46,11 @@ class HpdmFamily(Family):
             for level in range(self.pyramid.num_levels)
         )
         self.denoiser = HierarchicalDenoiser(config)
-        conditioner = build_conditioner(config.condition, config.token_dim)
-        self.labels = conditioner if isinstance(conditioner, LabelTokens) else None
-        self.text = conditioner if isinstance(conditioner, TextTokens) else None
-
-    @property
-    def conditioner(self) -> Conditioner | None:
-        """What makes condition tokens, under one of its two names."""
-        return self.labels or self.text
+        self.listen(config.condition, config.token_dim)
 
     def phases(self) -> tuple[Phase, ...]:
         """One: all levels jointly."""
-        told = [name for name in ("labels", "text") if getattr(self, name) is not None]
-        return (Phase("joint", (Role("denoiser", ("denoiser", *told)),)),)
+        return (Phase("joint", (Role("denoiser", ("denoiser", *self.listeners)),)),)
 
     def view(self, phase: str) -> PatchView:
         """One nested patch per level."""
@@ -99,7 +90,7 @@ class HpdmFamily(Family):
         x = torch.stack([batch.videos[name] for name in names])
         eps = torch.stack([streams.normal(f"noise/{name}", x.shape[2:]) for name in names])
         sigma = self.schedule.draw(streams.uniform("sigma", len(names))).T.contiguous()
-        condition = batch_condition(self.conditioner, batch, self.config.condition.drop, streams)
+        condition = self.batch_condition(batch, streams)
         tokens, mask = (None, None) if condition is None else condition
         inputs, targets, weights = [], [], []
         for level, form in enumerate(self.levels):

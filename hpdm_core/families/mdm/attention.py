@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hpdm_core.conditioning.conditions import Condition
 from hpdm_core.families.mdm.config import FRAME_HEAD_DIM, HEADS
-from hpdm_core.nn.attention import attend, layer_norm
+from hpdm_core.nn.attention import ConditionRead, attend, layer_norm
 from hpdm_core.nn.convolution import Downsample, Upsample, fold_frames, group_norm, unfold_frames, zero
 
 MAX_SEQUENCES = 16_384
@@ -27,10 +28,7 @@ class PictureAttention(nn.Module):
         super().__init__()
         self.head_dim = channels // HEADS
         self.norm, self.qkv = group_norm(channels), nn.Linear(channels, 3 * channels)
-        self.condition_norm = self.condition_kv = None
-        if condition_dim:
-            self.condition_norm = layer_norm(condition_dim)
-            self.condition_kv = nn.Linear(condition_dim, 2 * channels)
+        self.condition = ConditionRead(condition_dim, channels, self.head_dim) if condition_dim else None
         self.out = zero(nn.Linear(channels, channels))
         self.mlp_norm = self.mlp = None
         if feed_forward:
@@ -39,15 +37,13 @@ class PictureAttention(nn.Module):
                 nn.Linear(channels, 4 * channels), nn.GELU(), zero(nn.Linear(4 * channels, channels))
             )
 
-    def forward(self, x_RCHW: Tensor, condition_BMS: Tensor | None) -> Tensor:
+    def forward(self, x_RCHW: Tensor, condition: Condition | None) -> Tensor:
         """[R, C, H, W] to the same; each row of the condition serves R / B images in a row."""
         q, k, v = self.qkv(_tokens(self.norm(x_RCHW))).chunk(3, dim=-1)
         read = attend(q, k, v, self.head_dim)
-        if self.condition_kv is not None and self.condition_norm is not None:
-            assert condition_BMS is not None
-            source = self.condition_kv(self.condition_norm(condition_BMS))
-            k, v = source.repeat_interleave(len(q) // len(source), dim=0).chunk(2, dim=-1)
-            read = read + attend(q, k.to(q.dtype), v.to(q.dtype), self.head_dim)
+        if self.condition is not None:
+            assert condition is not None
+            read = read + self.condition(q, *condition)
         x_RCHW = x_RCHW + _picture(self.out(read), x_RCHW)
         if self.mlp is None or self.mlp_norm is None:
             return x_RCHW

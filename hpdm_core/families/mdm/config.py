@@ -146,8 +146,6 @@ class MdmModel(ModelSection):
 
     @model_validator(mode="after")
     def _consistent(self) -> MdmModel:
-        if self.condition.kind == "text":
-            raise ValueError("this family reads classes, no text: condition.kind is none or class")
         for k, (inner, outer) in enumerate(itertools.pairwise(self.levels)):
             if outer.bottleneck != inner.extent:
                 below = list(inner.extent)

@@ -4,7 +4,7 @@ A clip at all its resolutions is corrupted at one noise level, with independent 
 nested network denoises them jointly. Higher resolutions see a noisier schedule: SNR_r = SNR / s_r^p, which in
 the scaled process u = x / s + sigma * eps is the input scale s_r^(p / 2) (MDM spec §1).
 
-Shapes: B batch, C channels, T H W frames and pixels, M condition tokens, S their width.
+Shapes: B batch, C channels, T H W frames and pixels.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from hpdm_core.conditioning.labels import NULL, LabelTokens, drop_labels
 from hpdm_core.config.schema import ModelSection, SampleSection
 from hpdm_core.data.window import Batch
 from hpdm_core.diffusion.process import Parametrisation, corrupt
 from hpdm_core.diffusion.schedule import cosine
 from hpdm_core.errors import ConfigError, IncompatibleCheckpoint
-from hpdm_core.families.base import Family, Losses, Phase, Role
+from hpdm_core.families.base import Growth, Losses, Part, Phase, Role
+from hpdm_core.families.conditioned import ConditionedFamily
 from hpdm_core.families.mdm.config import MdmModel, MdmSample
 from hpdm_core.families.mdm.joint import JointSampling
 from hpdm_core.families.mdm.nested import NestedUNet
@@ -32,7 +32,7 @@ from hpdm_core.rng import BatchStreams
 from hpdm_core.sampling.stage import Outline, Request, Stage, State
 
 
-class MdmFamily(Family):
+class MdmFamily(ConditionedFamily):
     """A nest of resolutions, innermost first in `config.levels`."""
 
     name: ClassVar[str] = "mdm"
@@ -47,22 +47,12 @@ class MdmFamily(Family):
         self.levels = tuple(
             Parametrisation("v", weighting, scale=side ** (config.shift_power / 2)) for side in config.scales
         )
-        conditional = config.condition.kind != "none"
-        self.denoiser = NestedUNet(config, conditional=conditional)
-        self.labels: LabelTokens | None = None
-        if config.condition.kind == "class":
-            if config.condition.num_classes is None:
-                raise ConfigError(
-                    "model.condition.num_classes is not set",
-                    hint="train on a labelled store, which fills it in, or set it",
-                )
-            self.labels = LabelTokens(config.condition.num_classes, config.condition_dim)
+        self.denoiser = NestedUNet(config, conditional=config.condition.kind != "none")
+        self.listen(config.condition, config.condition_dim)
 
     def phases(self) -> tuple[Phase, ...]:
         """The inner levels first, then one more in each phase; what is trained stays trained (MDM §3.3)."""
-        shared = ["denoiser.condition"] if self.denoiser.condition is not None else []
-        if self.labels is not None:
-            shared.append("labels")
+        shared = ("denoiser.condition", *self.listeners) if self.listeners else ()
         found = []
         for phase in self.config.phase_list():
             modules = (*shared, *(f"denoiser.levels.{k}" for k in range(phase.levels)))
@@ -81,14 +71,6 @@ class MdmFamily(Family):
     def level_shares(self) -> dict[str, dict[str, float]]:
         """Each level has a network of its own."""
         return {f"denoiser.levels.{k}": {level_name(k): 1.0} for k in range(len(self.config.levels))}
-
-    def condition_tokens(self, labels_B: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
-        """Class tokens [B, 1, S]; None labels mean the null class; None for an unconditional model."""
-        if self.labels is None:
-            return None
-        if labels_B is None:
-            labels_B = torch.full((batch,), NULL, device=device)
-        return self.labels(labels_B)
 
     def losses(self, role: str, batch: Batch, streams: BatchStreams) -> Losses:
         """Sum over levels of the mean squared error of the noise that v implies (or of v itself; spec §1.5).
@@ -109,7 +91,7 @@ class MdmFamily(Family):
             eps, sigma = own.normal(f"noise/{level_name(k)}", x.shape[1:]), sigma_B[: len(x)]
             inputs.append(form.network_input(corrupt(x, eps, sigma, form.scale), sigma))
             targets.append(form.target(x, eps, sigma))
-        condition = self._dropped_condition(batch, streams)
+        condition = self.batch_condition(batch, streams)
         outputs = self.denoiser(inputs, self.schedule.coordinate(sigma_B), condition, counts)
         parts, terms = {}, {}
         for k, form in enumerate(self.levels[:num_levels]):
@@ -128,6 +110,35 @@ class MdmFamily(Family):
         """All levels at once (MDM spec §5)."""
         assert isinstance(options, MdmSample)
         return JointSampling(self, request, options).stages()
+
+    def grow_from(self, tensors: Mapping[str, Tensor], base: ModelSection) -> Growth:
+        """From a nest of the inner levels of this one (MDM §3.3); a new level changes nothing that these predict."""
+        assert isinstance(base, MdmModel)
+        count, inner = len(base.levels), self.config.levels[: len(base.levels)]
+        if count >= len(self.config.levels):
+            raise ConfigError(
+                f"the base has {count} levels, and this preset {len(self.config.levels)}: nothing would be added",
+                hint="take a preset with more levels around the base's",
+            )
+        # Whether a level's input is normalised has no weights, and changes when a level comes around it (spec §2.1).
+        same = [a == b.model_copy(update={"normalize": a.normalize}) for a, b in zip(base.levels, inner, strict=True)]
+        apart = None if all(same) else same.index(False)
+        if apart is not None or base.num_times != self.config.num_times:
+            what = "num_times" if apart is None else f"level {apart}"
+            raise IncompatibleCheckpoint(
+                f"the base's {what} is not that of this preset",
+                hint="the base's levels must be this preset's inner ones",
+            )
+        self.load_inner(tensors)
+        outer = list(self.denoiser.levels)[count:]
+        new = {f"level {k}": sum(p.numel() for p in part.parameters()) for k, part in enumerate(outer, count)}
+        parts = [
+            Part(f"level {k}", "reused" if k < count else "new", "x".join(map(str, level.extent)))
+            for k, level in enumerate(self.config.levels)
+        ]
+        before, after = (sum(1 for _ in self.denoiser.blocks(n)) for n in (count, len(self.config.levels)))
+        reused = sum(p.numel() for p in self.parameters()) - sum(new.values())
+        return Growth(tuple(parts), reused, new, {}, (before, after))
 
     def load_inner(self, tensors: Mapping[str, Tensor]) -> int:
         """Take over the weights of a smaller nest, whose levels are this one's inner levels; returns how many.
@@ -156,12 +167,6 @@ class MdmFamily(Family):
     def _num_levels(self, phase: str) -> int:
         return next(p.levels for p in self.config.phase_list() if p.name == phase)
 
-    def _dropped_condition(self, batch: Batch, streams: BatchStreams) -> Tensor | None:
-        if self.labels is None:
-            return None
-        kept = drop_labels(batch.labels, self.config.condition.drop, streams)
-        return self.condition_tokens(kept, len(kept), kept.device)
-
 
 def _reordered(batch: Batch, order: list[int], counts: list[int]) -> Batch:
     """The batch in another order of rows, each level cut to the rows that reach it; one row stands in for none."""
@@ -174,4 +179,5 @@ def _reordered(batch: Batch, order: list[int], counts: list[int]) -> Batch:
         labels=batch.labels[index],
         captions=[batch.captions[row] for row in order],
         positions=[batch.positions[row] for row in order],
+        text={name: tensor[index] for name, tensor in batch.text.items()},
     )

@@ -3,7 +3,7 @@
 One stage holds every level as a component; they share sigma, and each one's shift is in its input scale, so
 the registered solvers apply as they are.
 
-Shapes: B videos, C channels, T H W frames and pixels, M condition tokens, S their width.
+Shapes: B videos, C channels, T H W frames and pixels.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hpdm_core.conditioning.labels import check_labels
+from hpdm_core.conditioning.conditions import Condition
 from hpdm_core.diffusion.guidance import guide
 from hpdm_core.errors import ConfigError
+from hpdm_core.families.conditioned import asks
 from hpdm_core.families.mdm.config import MdmSample
 from hpdm_core.nn.chunks import in_chunks
 from hpdm_core.pyramid.extract import level_name
@@ -39,9 +40,8 @@ class JointSampling:
         self.level = self._wanted_level()
         self.num_levels = self.trained if options.joint else self.level + 1
         self._scales = {level_name(k): form.scale for k, form in enumerate(family.levels)}
-        if family.labels is not None and request.labels is not None:
-            check_labels(request.labels, family.labels.num_classes)
-        self.guided = family.labels is not None and request.labels is not None and options.guidance[0] != 1.0
+        family.check_request(request)
+        self.guided = asks(request) and options.guidance[0] != 1.0
 
     def outline(self) -> Outline:
         """The cost for one video."""
@@ -60,32 +60,34 @@ class JointSampling:
         solver = Solver(name, {k: v for k, v in offered.items() if k in solver_info(name).options})
         shapes = {level_name(k): (3, *extent) for k, extent in enumerate(self.extents[: self.num_levels])}
         grid, calls = self.family.schedule.grid(steps), solver_info(name).calls(steps)
-        conditions = self._conditions()
+        wanted = self.family.wanted(self.request)
+        unwanted = self.family.unwanted(self.request) if self.guided else None
 
         def denoise(state: State, sigma: float) -> State:
-            clean = self._clean(state, sigma, conditions[0])
+            clean = self._clean(state, sigma, wanted)
             if self.guided:
-                free = self._clean(state, sigma, conditions[1])
+                free = self._clean(state, sigma, unwanted)
                 clean = {k: guide(clean[k], free[k], self.options.guidance[0]) for k in clean}
             return {key: self._held(x) / self._scales[key] for key, x in clean.items()}
 
         state = yield Stage(STAGE, shapes, denoise, grid, solver, calls)
-        wanted = level_name(self.level)
-        return state[wanted] * self._scales[wanted]
+        returned = level_name(self.level)
+        return state[returned] * self._scales[returned]
 
-    def _clean(self, state: State, sigma: float, condition_BMS: Tensor | None) -> State:
+    def _clean(self, state: State, sigma: float, condition: Condition | None) -> State:
         """The clean estimates of one condition, in units of x."""
         names = list(state)
         forms = self.family.levels[: len(names)]
         inputs = [form.network_input(state[name], sigma) for name, form in zip(names, forms, strict=True)]
 
         def call(*given: Tensor | None) -> Tensor:
-            *z, condition = given
+            *z, tokens, mask = given
+            told = None if tokens is None else Condition(tokens, mask)
             noise = self.family.schedule.coordinate(torch.full((self.options.chunk,), sigma, device=inputs[0].device))
-            outputs = self.family.denoiser([x for x in z if x is not None], noise, condition)
+            outputs = self.family.denoiser([x for x in z if x is not None], noise, told)
             return torch.cat([output.flatten(1) for output in outputs], dim=1)
 
-        flat = in_chunks(call, self.options.chunk, *inputs, condition_BMS)
+        flat = in_chunks(call, self.options.chunk, *inputs, *(condition or (None, None)))
         outputs = flat.split([x[0].numel() for x in inputs], dim=1)
         return {
             name: form.denoised(state[name], output.reshape(state[name].shape), sigma)
@@ -101,13 +103,6 @@ class JointSampling:
         reach = torch.quantile(x_BCTHW.flatten(1).abs().float(), self.options.percentile, dim=1).clamp_min(1.0)
         reach = reach.view(-1, 1, 1, 1, 1)
         return x_BCTHW.clamp(-reach, reach) / reach
-
-    def _conditions(self) -> list[Tensor | None]:
-        """The condition tokens asked for, and the null ones for guidance."""
-        device, batch = torch.device(self.request.device), len(self.request.seeds)
-        labels = self.request.labels
-        given = None if labels is None else torch.tensor(labels, device=device)
-        return [self.family.condition_tokens(which, batch, device) for which in (given, None)]
 
     def _wanted_level(self) -> int:
         """The level to return: the option's, or the largest trained one that fits the request."""

@@ -4,7 +4,7 @@ Level 0 is innermost. Two zero-initialised convolutions per level carry features
 that a network of k levels and the same network wrapped in one more predict the same at first. A level's parameters
 have the same names in every nest: the weights of a smaller nest are those of a larger one's inner levels.
 
-Shapes: B batch, R = B * T images, C channels, T H W frames and pixels, E embedding, M condition tokens, S width.
+Shapes: B batch, R = B * T images, C channels, T H W frames and pixels, E embedding.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from hpdm_core.conditioning.conditions import Condition
 from hpdm_core.families.mdm.config import MdmModel
 from hpdm_core.families.mdm.unet import LevelUNet
 
@@ -26,10 +27,10 @@ class ConditionInput(nn.Module):
         self.tokens = nn.Linear(condition_dim, condition_dim)
         self.pooled = nn.Linear(condition_dim, embedding_dim, bias=False)
 
-    def forward(self, condition_BMS: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [B, M, S] and one vector [B, E]."""
-        tokens = self.tokens(condition_BMS)
-        return tokens, self.pooled(tokens.mean(dim=1))
+    def forward(self, condition: Condition) -> tuple[Condition, Tensor]:
+        """The projected condition and one vector [B, E], of its tokens that count."""
+        condition = condition._replace(tokens_BMD=self.tokens(condition.tokens_BMD))
+        return condition, self.pooled(condition.mean())
 
 
 class NestedUNet(nn.Module):
@@ -48,7 +49,7 @@ class NestedUNet(nn.Module):
         self,
         z: Sequence[Tensor],
         noise_B: Tensor,
-        condition_BMS: Tensor | None = None,
+        condition: Condition | None = None,
         counts: Sequence[int] | None = None,
     ) -> list[Tensor]:
         """Predictions [B_k, 3, T, H, W] of the levels given in `z`, innermost first; all of them or the inner ones.
@@ -57,10 +58,10 @@ class NestedUNet(nn.Module):
         without an outer level hear nothing from it. counts: how many rows of each level speak to the level
         inside; None: all. noise: the schedule's coordinate of sigma, shared by all levels.
         """
-        tokens, pooled = (None, None)
+        pooled = None
         if self.condition is not None:
-            assert condition_BMS is not None
-            tokens, pooled = self.condition(condition_BMS)
+            assert condition is not None
+            condition, pooled = self.condition(condition)
         outputs: list[Tensor] = [z[0]] * len(z)
 
         def run(k: int, given_RCHW: Tensor | None) -> Tensor:
@@ -68,7 +69,7 @@ class NestedUNet(nn.Module):
             embedding = level.time(noise_B[:batch])
             if pooled is not None:
                 embedding = embedding + pooled[:batch]
-            read = None if tokens is None else tokens[:batch]
+            read = None if condition is None else condition.rows(slice(batch))
             x, skips = level.encode(z[k], given_RCHW, embedding, read)
             if level.to_inner is not None and level.from_inner is not None:
                 frames = z[k - 1].shape[2]

@@ -3,7 +3,7 @@
 What the middle is, the nest decides: the innermost level has blocks there, every other level has the whole
 network of the level below (see `nested.py`).
 
-Shapes: B batch, R = B * T images, C channels, H W pixels, E embedding, M condition tokens, S their width.
+Shapes: B batch, R = B * T images, C channels, H W pixels, E embedding.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpdm_core.conditioning.conditions import Condition
 from hpdm_core.families.mdm.attention import FrameAttention, PictureAttention
 from hpdm_core.families.mdm.config import NestLevel
 from hpdm_core.nn.convolution import (
@@ -81,7 +82,7 @@ class Stage(nn.Module):
         self,
         x_RCHW: Tensor,
         embedding_BE: Tensor,
-        condition_BMS: Tensor | None,
+        condition: Condition | None,
         skips: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         """The output of every block, and of the change of size if there is one. skips: joined to each block's input."""
@@ -91,7 +92,7 @@ class Stage(nn.Module):
                 x_RCHW = torch.cat([x_RCHW, skips[i].to(x_RCHW.dtype)], dim=1)
             x_RCHW = block(x_RCHW, embedding_BE)
             for layer in self.pictures[i]:  # type: ignore[union-attr]
-                x_RCHW = layer(x_RCHW, condition_BMS)
+                x_RCHW = layer(x_RCHW, condition)
             for layer in self.frames[i]:  # type: ignore[union-attr]
                 x_RCHW = layer(x_RCHW, len(embedding_BE))
             outputs.append(x_RCHW)
@@ -112,9 +113,9 @@ class Middle(nn.Module):
         self.attention = PictureAttention(channels, condition_dim, level.feed_forward)
         self.second = FilmResBlock(channels, channels, embedding_dim)
 
-    def forward(self, x_RCHW: Tensor, embedding_BE: Tensor, condition_BMS: Tensor | None) -> Tensor:
+    def forward(self, x_RCHW: Tensor, embedding_BE: Tensor, condition: Condition | None) -> Tensor:
         """[R, C, H, W] to the same."""
-        x_RCHW = self.attention(self.first(x_RCHW, embedding_BE), condition_BMS)
+        x_RCHW = self.attention(self.first(x_RCHW, embedding_BE), condition)
         return self.second(x_RCHW, embedding_BE)
 
 
@@ -150,7 +151,7 @@ class LevelUNet(nn.Module):
         self.norm_out, self.conv_out = group_norm(width), zero(conv(width, CHANNELS))
 
     def encode(
-        self, z_BCTHW: Tensor, given_RCHW: Tensor | None, embedding_BE: Tensor, condition_BMS: Tensor | None
+        self, z_BCTHW: Tensor, given_RCHW: Tensor | None, embedding_BE: Tensor, condition: Condition | None
     ) -> tuple[Tensor, list[Tensor]]:
         """The bottleneck and the skips of a noisy clip. given: features from the level outside, added at the start."""
         if self.level.normalize:
@@ -160,14 +161,14 @@ class LevelUNet(nn.Module):
             x_RCHW = x_RCHW + given_RCHW
         skips = [x_RCHW]
         for stage in self.down:
-            skips += stage(skips[-1], embedding_BE, condition_BMS)
+            skips += stage(skips[-1], embedding_BE, condition)
         return skips[-1], skips
 
-    def decode(self, x_RCHW: Tensor, skips: list[Tensor], embedding_BE: Tensor, condition_BMS: Tensor | None) -> Tensor:
+    def decode(self, x_RCHW: Tensor, skips: list[Tensor], embedding_BE: Tensor, condition: Condition | None) -> Tensor:
         """The last features, [R, C, H, W] at full size. Empties `skips`."""
         for stage in self.up:
             joined = [skips.pop() for _ in stage.blocks]  # type: ignore[union-attr, arg-type]
-            x_RCHW = stage(x_RCHW, embedding_BE, condition_BMS, joined)[-1]
+            x_RCHW = stage(x_RCHW, embedding_BE, condition, joined)[-1]
         return x_RCHW
 
     def head(self, x_RCHW: Tensor, batch: int) -> Tensor:

@@ -4,7 +4,7 @@ The first clip comes from the null condition, zeros. A finished clip is decoded,
 again to condition the next one: so the condition lies where training conditions lie. Clips join end to
 end, without overlap or blending.
 
-Shapes: B videos, C channels, N cells of all planes, T H W frames and pixels, E embedding width.
+Shapes: B videos, C channels, N cells of all planes, T H W frames and pixels, M condition tokens, E width.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from hpdm_core.conditioning.conditions import Condition
 from hpdm_core.diffusion.guidance import guide
 from hpdm_core.errors import ConfigError
+from hpdm_core.families.conditioned import asks
 from hpdm_core.families.pvdm.config import PvdmSample
 from hpdm_core.nn.chunks import in_chunks
 from hpdm_core.sampling.solvers import solver_info
@@ -41,6 +43,7 @@ class ClipChain:
     def __init__(self, family: PvdmFamily, request: Request, options: PvdmSample) -> None:
         self.family, self.request, self.options = family, request, options
         self.num_clips = self._num_clips()
+        family.check_request(request)
 
     def outline(self) -> Outline:
         """Cost per clip of one video."""
@@ -51,7 +54,8 @@ class ClipChain:
             calls = solver_info(solver).calls(steps)
             blocks = calls * len(self.family.denoiser.units()) * (2 if self._guided(index) else 1)
             stages.append(StageOutline(clip_name(index), frames, (height, width), solver, steps, 1, calls, blocks))
-        return Outline(self.num_clips * frames, (height, width), tuple(stages))
+        total = self.num_clips * frames
+        return Outline(total, (height, width), tuple(stages), joins=tuple(range(frames, total, frames)))
 
     def stages(self) -> Generator[Stage, State, Tensor]:
         """Yield each clip's stage, receive its clean latents, return the frames of all clips."""
@@ -76,40 +80,39 @@ class ClipChain:
         return torch.cat(clips, dim=2)
 
     def _denoiser(self, index: int, previous_BCN: Tensor) -> Callable[[State, float], State]:
-        given, null = self._class_terms()
-        weight = self._entry(self.options.guidance, index)
+        wanted, weight = self.family.wanted(self.request), self._entry(self.options.guidance, index)
+        unwanted = self.family.unwanted(self.request) if self._guided(index) else None
 
         def denoise(state: State, sigma: float) -> State:
             predict = partial(in_chunks, partial(self._predict, sigma), self.options.chunk, state[LATENT], previous_BCN)
-            clean = predict(given)
-            if self._guided(index):
-                clean = guide(clean, predict(null), weight)
+            clean = predict(*(wanted or ()))
+            if unwanted is not None:
+                clean = guide(clean, predict(*unwanted), weight)
             return {LATENT: clean.clamp(-1, 1) if self.options.clip else clean}
 
         return denoise
 
-    def _predict(self, sigma: float, u_BCN: Tensor, previous_BCN: Tensor, class_BE: Tensor | None) -> Tensor:
+    def _predict(
+        self,
+        sigma: float,
+        u_BCN: Tensor,
+        previous_BCN: Tensor,
+        tokens_BME: Tensor | None = None,
+        mask_BM: Tensor | None = None,
+    ) -> Tensor:
         """The clean latents of one chunk."""
+        condition = None if tokens_BME is None else Condition(tokens_BME, mask_BM)
         form, noise = self.family.form, torch.full((len(u_BCN),), sigma, device=u_BCN.device)
         output = self.family.denoiser(
-            form.network_input(u_BCN, sigma), previous_BCN, self.family.schedule.coordinate(noise), class_BE
+            form.network_input(u_BCN, sigma), previous_BCN, self.family.schedule.coordinate(noise), condition
         )
         return form.denoised(u_BCN, output, sigma)
 
     def _encoded(self, video_BCTHW: Tensor) -> Tensor:
         return in_chunks(self.family.autoencoder.encoder, self.options.chunk, video_BCTHW)
 
-    def _class_terms(self) -> tuple[Tensor | None, Tensor | None]:
-        """What the embedding adds for the wanted classes, and for none."""
-        device, batch = torch.device(self.request.device), len(self.request.seeds)
-        labels = self.request.labels
-        given = None if labels is None else torch.tensor(labels, device=device)
-        null = self.family.class_term(None, batch, device)
-        return (null if given is None else self.family.class_term(given, batch, device)), null
-
     def _guided(self, index: int) -> bool:
-        conditional = self.family.labels is not None and self.request.labels is not None
-        return conditional and self._entry(self.options.guidance, index) != 1.0
+        return asks(self.request) and self._entry(self.options.guidance, index) != 1.0
 
     def _num_clips(self) -> int:
         length, *size = self.family.config.video

@@ -72,12 +72,25 @@ class PerceptualSection(Section):
         return self
 
 
+class StopSection(Section):
+    """When a phase of the autoencoder ends before its steps: at the best Fréchet distance of reconstructions.
+
+    Every `every_steps` steps `clips` training clips are compared with their reconstructions, over the features of a
+    random network; after `patience` evaluations without a new best the phase ends, with the weights of the best.
+    """
+
+    every_steps: Count
+    patience: Count = 1
+    clips: Count = 256
+
+
 class PhaseSection(Section):
-    """One phase of training; null takes the value of the `train` section."""
+    """One phase of training; null takes the value of the `train` section. stop: null trains all steps."""
 
     steps: Count | None = None
     batch_size: Count | None = None
     optimizer: OptimizerSection | None = None
+    stop: StopSection | None = None
 
 
 class TrainingSection(Section):
@@ -131,8 +144,8 @@ class PvdmModel(ModelSection):
 
     @model_validator(mode="after")
     def _consistent(self) -> PvdmModel:
-        if self.condition.kind == "text":
-            raise ValueError("this family reads classes, no text: condition.kind is none or class")
+        if self.training.ldm.stop is not None:
+            raise ValueError("training.ldm.stop: the latent phase reconstructs nothing; stop ae or ae_gan")
         _, height, width = self.video
         if height % self.patch or width % self.patch:
             raise ValueError(f"frames of {height}x{width} do not divide into patches of {self.patch}")

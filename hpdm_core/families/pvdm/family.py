@@ -4,10 +4,10 @@
     ae_gan   the same against two critics; autoencoder and critics take turns
     ldm      noise prediction on the latents of the frozen autoencoder, with and without the clip before
 
-Classes enter as a term of the denoiser's embedding, with the null class for guidance: an extension, the
+Classes and texts condition the denoiser (see `unet.py`), with a null condition for guidance: an extension, the
 paper is unconditional. The critics are trained with the model and saved with it; sampling ignores them.
 
-Shapes: B batch, C channels, T H W frames and pixels, N cells of all planes, E embedding width.
+Shapes: B batch, C channels, T H W frames and pixels, N cells of all planes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from hpdm_core.conditioning.labels import LabelTokens, drop_labels
 from hpdm_core.config.schema import ModelSection, SampleSection
 from hpdm_core.data.window import Batch, ClipView
 from hpdm_core.diffusion.process import Parametrisation, corrupt
 from hpdm_core.diffusion.schedule import scaled_linear
-from hpdm_core.errors import ConfigError
-from hpdm_core.families.base import Family, Losses, Phase, Role
+from hpdm_core.families.base import Losses, Phase, Plateau, Role
+from hpdm_core.families.conditioned import ConditionedFamily
 from hpdm_core.families.pvdm.autoencoder import Autoencoder
 from hpdm_core.families.pvdm.clips import ClipChain
 from hpdm_core.families.pvdm.config import PhaseSection, PvdmModel, PvdmSample
@@ -46,7 +45,7 @@ from hpdm_core.rng import BatchStreams
 from hpdm_core.sampling.stage import Outline, Request, Stage, State
 
 
-class PvdmFamily(Family):
+class PvdmFamily(ConditionedFamily):
     """Projected latent video diffusion over clips of `config.video`."""
 
     name: ClassVar[str] = "pvdm"
@@ -61,28 +60,24 @@ class PvdmFamily(Family):
         self.autoencoder, self.denoiser = Autoencoder(config), PlaneUNet(config)
         self.critics = None if config.training.ae_gan is None else Critics(config.critic)
         self.perceptual = PerceptualLoss(config.training.perceptual)
-        self.labels: LabelTokens | None = None
-        if config.condition.kind == "class":
-            if config.condition.num_classes is None:
-                raise ConfigError(
-                    "model.condition.num_classes is not set",
-                    hint="train on a labelled store, which fills it in, or set it",
-                )
-            self.labels = LabelTokens(config.condition.num_classes, self.denoiser.embedding_dim)
+        self.listen(config.condition, self.denoiser.embedding_dim)
 
     def phases(self) -> tuple[Phase, ...]:
         """`ae`, `ae_gan` unless it is left out, `ldm`."""
         training = self.config.training
-        modules = ("denoiser", "labels") if self.labels is not None else ("denoiser",)
-        found = [_phase("ae", training.ae, Role("autoencoder", ("autoencoder",), optimizer=training.ae.optimizer))]
+        found = [self._phase("ae", training.ae, Role("autoencoder", ("autoencoder",), optimizer=training.ae.optimizer))]
         if training.ae_gan is not None:
             turn = partial(_has_turn, training.alternate_steps)
             roles = (
                 Role("generator", ("autoencoder",), partial(turn, 0), training.ae_gan.optimizer),
                 Role("critics", ("critics",), partial(turn, 1), training.critics_optimizer),
             )
-            found.append(_phase("ae_gan", training.ae_gan, *roles))
-        found.append(_phase("ldm", training.ldm, Role("denoiser", modules, optimizer=training.ldm.optimizer)))
+            found.append(self._phase("ae_gan", training.ae_gan, *roles))
+        found.append(
+            self._phase(
+                "ldm", training.ldm, Role("denoiser", ("denoiser", *self.listeners), optimizer=training.ldm.optimizer)
+            )
+        )
         return tuple(found)
 
     def view(self, phase: str) -> ClipView:
@@ -113,14 +108,6 @@ class PvdmFamily(Family):
         assert isinstance(options, PvdmSample)
         return ClipChain(self, request, options).stages()
 
-    def class_term(self, labels_B: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
-        """What the embedding adds for the classes, [B, E]; None labels mean the null class."""
-        if self.labels is None:
-            return None
-        if labels_B is None:
-            labels_B = torch.full((batch,), -1, device=device)
-        return self.labels(labels_B)[:, 0]
-
     @torch.no_grad()
     def encode_pair(self, clip: Tensor, previous: Tensor, conditional_B: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [B, C, N] of the clips, and of the clips before them: zeros where `conditional_B` is 0."""
@@ -131,17 +118,26 @@ class PvdmFamily(Family):
         given[rows] = latents[len(clip) :]
         return z, given
 
+    def _phase(self, name: str, section: PhaseSection, *roles: Role) -> Phase:
+        """A phase with its section's steps, batch size and rule to stop."""
+        stop = section.stop
+        rule = None if stop is None else Plateau(self._reconstruct, stop.every_steps, stop.patience, stop.clips)
+        return Phase(name, roles, section.steps, section.batch_size, rule)
+
+    def _reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The clips and what the autoencoder makes of them."""
+        return batch.videos[CLIP], self.autoencoder(batch.videos[CLIP])
+
     def _denoising(self, batch: Batch, streams: BatchStreams) -> Losses:
         """The mean squared error of the predicted noise; one noise level and one noise for all planes."""
         z, previous = self.encode_pair(batch.videos[CLIP], batch.videos[PREVIOUS], batch.meta["conditional"])
         eps = streams.normal("noise", z.shape[1:])
         sigma = self.schedule.draw(streams.uniform("sigma", 1))[:, 0]
-        kept = drop_labels(batch.labels, self.config.condition.drop, streams)
         output = self.denoiser(
             self.form.network_input(corrupt(z, eps, sigma, self.form.scale), sigma),
             previous,
             self.schedule.coordinate(sigma),
-            self.class_term(kept, len(z), z.device),
+            self.batch_condition(batch, streams),
         )
         errors = self.config.planes.split((output - self.form.target(z, eps, sigma)).square())
         parts = {name: error.mean() for name, error in zip(PLANES, errors, strict=True)}
@@ -182,11 +178,6 @@ class PvdmFamily(Family):
 
 def _summed(terms: dict[str, Tensor], parts: dict[str, Tensor]) -> Losses:
     return Losses(torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in parts.items()}, terms)
-
-
-def _phase(name: str, section: PhaseSection, *roles: Role) -> Phase:
-    """A phase with its section's steps and batch size."""
-    return Phase(name, roles, section.steps, section.batch_size)
 
 
 def _has_turn(every: int, which: int, step: int) -> bool:

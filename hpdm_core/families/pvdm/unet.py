@@ -4,6 +4,9 @@ Convolutions and in-plane attention see one plane at a time, with the same weigh
 block one attention runs over all cells of all planes; it is the only way from plane to plane. It has
 no positions: a plane is known by its shape and content alone, as in the reference.
 
+The mean of the condition's tokens enters with the noise level; where the condition is a text, those
+attentions also read its tokens. Both are extensions: the paper is unconditional.
+
 Shapes: B batch, R images (planes of equal shape stack in the batch), C channels, E embedding width,
 N cells of all planes. A list of tensors holds the planes in the order of `PLANES`.
 """
@@ -14,28 +17,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpdm_core.conditioning.conditions import Condition
 from hpdm_core.families.pvdm.config import DenoiserSection, PvdmModel
 from hpdm_core.families.pvdm.planes import join_cells, split_cells
-from hpdm_core.nn.attention import attend
+from hpdm_core.nn.attention import ConditionRead, attend
 from hpdm_core.nn.convolution import FilmResBlock, conv, group_norm, zero
 from hpdm_core.nn.embeddings import ScalarEmbedding
 
 
 class CellAttention(nn.Module):
-    """Residual self-attention over all positions of a feature map; starts as the identity."""
+    """Residual self-attention over all positions of a feature map; starts as the identity.
 
-    def __init__(self, channels: int, heads: int) -> None:
+    With a condition_dim, the same queries also read condition tokens of that width.
+    """
+
+    def __init__(self, channels: int, heads: int, condition_dim: int = 0) -> None:
         super().__init__()
         self.head_dim = channels // heads
         self.norm = group_norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
+        self.condition = ConditionRead(condition_dim, channels, self.head_dim) if condition_dim else None
         self.out = zero(nn.Linear(channels, channels))
 
-    def forward(self, x_RC: Tensor) -> Tensor:
+    def forward(self, x_RC: Tensor, condition: Condition | None = None) -> Tensor:
         """[R, C, ...] to the same shape."""
         tokens = self.norm(x_RC).flatten(2).transpose(1, 2)
         q, k, v = self.qkv(tokens).chunk(3, dim=-1)
-        return x_RC + self.out(attend(q, k, v, self.head_dim)).transpose(1, 2).reshape(x_RC.shape)
+        read = attend(q, k, v, self.head_dim)
+        if self.condition is not None:
+            assert condition is not None
+            read = read + self.condition(q, *condition)
+        return x_RC + self.out(read).transpose(1, 2).reshape(x_RC.shape)
 
 
 class ResampleBlock(FilmResBlock):
@@ -50,16 +62,16 @@ class ResampleBlock(FilmResBlock):
 class PlaneUnit(nn.Module):
     """Layers on each plane with shared weights, then attention over the cells of all planes."""
 
-    def __init__(self, layers: list[nn.Module], channels: int, heads: int) -> None:
+    def __init__(self, layers: list[nn.Module], channels: int, heads: int, condition_dim: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self.cross = CellAttention(channels, heads)
+        self.cross = CellAttention(channels, heads, condition_dim)
 
-    def forward(self, planes: list[Tensor], embedding_BE: Tensor) -> list[Tensor]:
+    def forward(self, planes: list[Tensor], embedding_BE: Tensor, condition: Condition | None = None) -> list[Tensor]:
         """Planes [B, C, rows, columns] to planes [B, C', ...]."""
         planes = self._each(planes, embedding_BE)
         shapes = tuple((plane.shape[2], plane.shape[3]) for plane in planes)
-        return split_cells(self.cross(join_cells(planes)), shapes)
+        return split_cells(self.cross(join_cells(planes), condition), shapes)
 
     def _each(self, planes: list[Tensor], embedding_BE: Tensor) -> list[Tensor]:
         """The layers on every plane; the two planes with time go as one batch where the frame is square."""
@@ -84,7 +96,8 @@ class PlaneUNet(nn.Module):
         self.embedding_dim = 4 * section.width
         self.noise = ScalarEmbedding(self.embedding_dim, num_sinusoids=section.width)
         self.stem = conv(2 * config.latent_channels, section.width)
-        layout = _Layout(section, self.embedding_dim)
+        # A class is one vector, which the embedding holds whole; only a text has more to read than its mean.
+        layout = _Layout(section, self.embedding_dim, self.embedding_dim if config.condition.kind == "text" else 0)
         self.down = nn.ModuleList(layout.down())
         self.middle = layout.middle()
         self.up = nn.ModuleList(layout.up())
@@ -95,32 +108,34 @@ class PlaneUNet(nn.Module):
         """Every block with its attention across planes, in the order in which they run."""
         return [*self.down, self.middle, *self.up]
 
-    def forward(self, z_BCN: Tensor, previous_BCN: Tensor, noise_B: Tensor, class_BE: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z_BCN: Tensor, previous_BCN: Tensor, noise_B: Tensor, condition: Condition | None = None
+    ) -> Tensor:
         """The predicted noise, float32 [B, C, N].
 
         z_BCN: noisy latents of unit variance. previous_BCN: clean latents of the clip before, zeros for
-        none. noise_B: the schedule's noise coordinate. class_BE: what the embedding adds for the class.
+        none. noise_B: the schedule's noise coordinate. condition: tokens of the embedding's width.
         """
         embedding = self.noise(noise_B)
-        if class_BE is not None:
-            embedding = embedding + class_BE
+        if condition is not None:
+            embedding = embedding + condition.mean()
         joint = torch.cat([z_BCN, previous_BCN.to(z_BCN.dtype)], dim=1)
         x = [self.stem(plane) for plane in self.planes.split(joint)]
         skips = [x]
         for unit in self.down:
-            x = unit(x, embedding)
+            x = unit(x, embedding, condition)
             skips.append(x)
-        x = self.middle(x, embedding)
+        x = self.middle(x, embedding, condition)
         for unit in self.up:
-            x = unit([torch.cat(pair, dim=1) for pair in zip(x, skips.pop(), strict=True)], embedding)
+            x = unit([torch.cat(pair, dim=1) for pair in zip(x, skips.pop(), strict=True)], embedding, condition)
         return join_cells([self.head(F.silu(self.norm(plane))).float() for plane in x])
 
 
 class _Layout:
     """Builds the units of a U-Net in order and remembers the widths of its skips."""
 
-    def __init__(self, section: DenoiserSection, embedding_dim: int) -> None:
-        self.section, self.embedding_dim = section, embedding_dim
+    def __init__(self, section: DenoiserSection, embedding_dim: int, condition_dim: int) -> None:
+        self.section, self.embedding_dim, self.condition_dim = section, embedding_dim, condition_dim
         self.levels = [section.width * multiplier for multiplier in section.multipliers]
         self.skips = [section.width]
         self.channels = section.width
@@ -162,4 +177,4 @@ class _Layout:
         return layers
 
     def _unit(self, layers: list[nn.Module]) -> PlaneUnit:
-        return PlaneUnit(layers, self.channels, self.section.heads)
+        return PlaneUnit(layers, self.channels, self.section.heads, self.condition_dim)

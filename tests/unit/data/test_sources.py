@@ -109,6 +109,23 @@ def test_frames_are_folders_of_images(tmp_path: Path) -> None:
     assert [c.id for c in scan(root / "cat" / "one").clips] == ["one"]
 
 
+def test_sky_timelapse_is_a_clip_per_innermost_folder(tmp_path: Path) -> None:
+    """Its layout: SPLIT/VIDEO/VIDEO_n/VIDEO_frames_00000046.jpg, numbers going on from clip to clip."""
+    frames = {"a_1": range(8, 12), "a_2": range(12, 14), "b-_1": range(98, 103)}
+    names = [
+        f"sky_train/{clip[:-2]}/{clip}/{clip[:-2]}_frames_{i:08d}.jpg" for clip, numbers in frames.items()
+        for i in reversed(numbers)
+    ]  # fmt: skip
+    root = touch(tmp_path, *names, "sky_test/c/c_1/c_frames_00000001.jpg")
+    train = by_id(scan(root / "sky_train", kind="frames").clips)
+    assert {name: len(clip.paths) for name, clip in train.items()} == {"a/a_1": 4, "a/a_2": 2, "b-/b-_1": 5}
+    ends = [path.name for path in train["b-/b-_1"].paths]
+    assert ends == [f"b-_frames_{i:08d}.jpg" for i in frames["b-_1"]]
+    assert {clip.id for clip in scan(root, kind="frames").clips} == {
+        "sky_train/a/a_1", "sky_train/a/a_2", "sky_train/b-/b-_1", "sky_test/c/c_1"
+    }  # fmt: skip
+
+
 def test_csv_maps_columns_by_name(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("Caption,video,label\na cat,x/1.mp4,cat\na pet,x/1.mp4,cat\n,2.mp4,dog\n", encoding="utf-8-sig")

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hpdm_core.conditioning.labels import NULL
 from hpdm_core.diffusion.process import corrupt
 from hpdm_core.families.mdm.view import NestView, depth_order
 from hpdm_core.rng import BatchStreams, numpy_stream
@@ -186,8 +187,8 @@ def test_the_condition_is_dropped_at_its_rate():
     family = tiny_family()
     positions = list(range(10_000))
     batch = replace(random_batch(positions[:1]), labels=torch.zeros(10_000, dtype=torch.int64), positions=positions)
-    tokens = family._dropped_condition(batch, BatchStreams(0, positions))
-    null = family.condition_tokens(None, 1, torch.device("cpu"))[0]
+    tokens = family.batch_condition(batch, BatchStreams(0, positions)).tokens_BMD
+    null = family.labels(torch.tensor([NULL]))
     share = (tokens == null).all(dim=(1, 2)).float().mean().item()
     assert share == pytest.approx(0.1, abs=0.01)
 

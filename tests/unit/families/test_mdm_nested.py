@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hpdm_core.conditioning.conditions import Condition
 from hpdm_core.errors import IncompatibleCheckpoint
 from hpdm_core.families.mdm.attention import FrameAttention, PictureAttention
 from hpdm_core.nn.convolution import fold_frames, unfold_frames
@@ -118,25 +119,30 @@ def test_frame_attention_mixes_frames_of_one_place_and_of_one_video():
 def test_picture_attention_reads_its_picture_and_its_condition():
     torch.manual_seed(0)
     layer = PictureAttention(16, 8, feed_forward=True)
-    x, condition = torch.randn(4, 16, 4, 4), torch.randn(2, 5, 8)
+    x, condition = torch.randn(4, 16, 4, 4), Condition(torch.randn(2, 5, 8))
     assert torch.equal(layer(x, condition), x)
     enliven(layer)
     before = layer(x, condition)
-    other = condition.clone()
+    other = condition.tokens_BMD.clone()
     other[0, 4] *= -1
-    moved = (layer(x, other) - before).abs().amax((1, 2, 3))
+    moved = (layer(x, Condition(other)) - before).abs().amax((1, 2, 3))
     assert moved[:2].min() > 1e-4
     assert moved[2:].max() < 1e-6
+    # Where token 4 is padding, nobody reads it.
+    mask = (torch.arange(5) < 4).expand(2, -1)
+    masked = layer(x, Condition(condition.tokens_BMD, mask))
+    assert torch.equal(masked, layer(x, Condition(other, mask)))
+    assert torch.allclose(masked, layer(x, Condition(condition.tokens_BMD[:, :4])), atol=1e-5)
 
 
 def test_self_and_condition_attention_share_queries_and_add():
     torch.manual_seed(0)
     layer = PictureAttention(16, 8, feed_forward=False)
     enliven(layer)
-    x, condition = torch.randn(2, 16, 4, 4), torch.randn(2, 3, 8)
+    x, condition = torch.randn(2, 16, 4, 4), Condition(torch.randn(2, 3, 8))
     tokens = layer.norm(x).flatten(2).transpose(1, 2)
     q, k, v = layer.qkv(tokens).unflatten(-1, (3, 8, 2)).unbind(2)
-    kc, vc = layer.condition_kv(layer.condition_norm(condition)).unflatten(-1, (2, 8, 2)).unbind(2)
+    kc, vc = layer.condition.key_value(layer.condition.norm(condition.tokens_BMD)).unflatten(-1, (2, 8, 2)).unbind(2)
 
     def softmax_read(keys, values):
         weights = torch.einsum("bnhd,bmhd->bhnm", q, keys).div(2**0.5).softmax(-1)
@@ -157,10 +163,13 @@ def test_the_label_and_the_noise_level_change_every_level():
 def test_more_condition_tokens_than_one_are_read():
     family = tiny_family()
     z, tokens = inputs(), torch.randn(2, 6, 8)
-    base = family.denoiser(z, torch.full((2,), 0.3), tokens)
-    tokens[:, 5] += 1
-    moved = family.denoiser(z, torch.full((2,), 0.3), tokens)
+    base = family.denoiser(z, torch.full((2,), 0.3), Condition(tokens))
+    other = tokens + (torch.arange(6) == 5)[:, None]
+    moved = family.denoiser(z, torch.full((2,), 0.3), Condition(other))
     assert all((a - b).abs().max() > 1e-4 for a, b in zip(base, moved, strict=True))
+    mask = (torch.arange(6) < 5).expand(2, -1)
+    padded = [family.denoiser(z, torch.full((2,), 0.3), Condition(t, mask)) for t in (tokens, other)]
+    assert all(torch.equal(a, b) for a, b in zip(*padded, strict=True))
 
 
 def test_a_normalised_level_does_not_see_the_scale_of_its_input():

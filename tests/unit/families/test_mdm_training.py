@@ -7,8 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from hpdm_cli.app import app
 from hpdm_core.data.clip import Recipe
 from hpdm_core.data.prepare import PrepareOptions, prepare_store
 from hpdm_core.data.sources.base import SourceOptions
@@ -111,6 +114,33 @@ def test_a_smaller_run_becomes_the_inside_of_a_larger_one(run):
     inner = {name: t for name, t in small.items() if not name.startswith(("denoiser.levels.1", "denoiser.levels.2"))}
     assert family.load_inner(inner) == 1
     assert family.denoiser.trained_levels() == 1
+
+
+def test_finetune_hires_wraps_a_trained_nest_in_one_more_level(store, tmp_path):
+    """The base is a preset file of the two inner levels; the same command again has nothing left to do."""
+    levels = load_run_config("mdm-smoke").model.model_dump(mode="json")["levels"]
+    inner = tmp_path / "inner.yaml"
+    model = {"levels": levels[:2], "row_mix": None, "phases": [{"name": "full", "levels": 2}]}
+    inner.write_text(yaml.safe_dump({"extends": "mdm-smoke", "model": model, "train": {"max_steps": 2}}))
+    base = train(load_run_config(inner), store, tmp_path / "base", device="cpu")
+    words = ["finetune-hires", "--from", str(tmp_path / "base"), "--preset", "mdm-smoke", "--data", str(store)]
+    words += ["--set", 'model.phases=[{"name": "full", "levels": 3, "steps": 1}]', "--out", str(tmp_path / "grown")]
+    result = CliRunner().invoke(app, [*words, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "level 1  reused" in result.stdout
+    assert "level 2  new" in result.stdout
+    result = CliRunner().invoke(app, [*words, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    small, large = load_file(base.weights), weights(tmp_path / "grown", 1)
+    assert {name.split(".")[2] for name in large.keys() - small.keys()} == {"2"}
+    assert small.keys() <= large.keys()
+    # From the base's weights, and not from new ones: one step moves them by no more than the learning rate allows.
+    assert all((large[name] - small[name]).abs().max() < 0.02 for name in small)
+    again = CliRunner().invoke(app, [*words, "--device", "cpu"])
+    assert again.exit_code == 0, again.output
+    refused = CliRunner().invoke(app, [*words[:2], str(tmp_path / "grown"), *words[3:-1], str(tmp_path / "more")])
+    assert refused.exit_code == 2
+    assert "nothing would be added" in refused.stderr
 
 
 def test_the_plan_of_a_run_names_its_phases_and_sizes(store):

@@ -99,3 +99,12 @@ def test_a_run_without_the_adversarial_phase(store, tmp_path):
     model = load_model(tmp_path / "run")
     assert model.family.critics is None
     assert sample(model, num=1, device="cpu")[0].video.shape == (4, 32, 32, 3)
+
+
+def test_the_adversarial_phase_stops_at_its_best_reconstructions(store, tmp_path):
+    """One real evaluation by the random network; what the rule decides is tested with the loop."""
+    changes = ["model.training.ae_gan.stop={every_steps: 3, clips: 2}", "model.training.ae_gan.steps=3"]
+    small = ["train.max_steps=1", "model.training.ae.steps=1", "model.training.alternate_steps=2"]
+    train(load_run_config("pvdm-smoke", [*changes, *small]), store, tmp_path / "run", device="cpu")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line.get("plateau", 0) > 0] == [3]

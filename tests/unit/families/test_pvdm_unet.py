@@ -2,9 +2,12 @@ import pytest
 import torch
 from torch import nn
 
+from hpdm_core.conditioning.conditions import Condition
 from hpdm_core.families.pvdm.planes import join_cells
 from hpdm_core.families.pvdm.unet import CellAttention, PlaneUnit, ResampleBlock
 from tests.support import tiny_pvdm
+
+TEXT = {"kind": "text", "text": {"mode": "joint", "width": 8, "layers": 1, "heads": 2, "words": ("ring", "star", "a")}}
 
 
 def inputs(family, rows=2, seed=0):
@@ -79,13 +82,27 @@ def test_the_clip_before_enters_and_zeros_mean_none():
 def test_noise_level_and_class_change_the_output():
     family = tiny_pvdm.tiny_family()
     z, previous, noise, _ = inputs(family)
-    term = family.class_term(torch.tensor([0, 1]), 2, torch.device("cpu"))
+    term = Condition(family.labels(torch.tensor([0, 1])))
     base = family.denoiser(z, previous, noise, term)
     assert not torch.allclose(base, family.denoiser(z, previous, noise.flip(0), term), atol=1e-4)
-    other = family.class_term(torch.tensor([0, 2]), 2, torch.device("cpu"))
+    other = Condition(family.labels(torch.tensor([0, 2])))
     output = family.denoiser(z, previous, noise, other)
     torch.testing.assert_close(output[0], base[0])
     assert not torch.allclose(output[1], base[1], atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_tokens_of_a_text_are_read_and_its_padding_is_not():
+    family = tiny_pvdm.tiny_family(condition=TEXT)
+    z, previous, noise, _ = inputs(family)
+    tokens = torch.randn(2, 3, family.denoiser.embedding_dim, generator=torch.Generator().manual_seed(0))
+    base = family.denoiser(z, previous, noise, Condition(tokens))
+    # The same mean, and so the same embedding: only the attentions can tell.
+    other = tokens + torch.tensor([1.0, -1.0, 0.0])[:, None] * torch.linspace(-2, 2, tokens.shape[-1])
+    assert not torch.allclose(base, family.denoiser(z, previous, noise, Condition(other)), atol=1e-3)
+    padded = torch.cat([tokens, torch.full_like(tokens, 9.0)], dim=1)
+    mask = (torch.arange(6) < 3).expand(2, -1)
+    torch.testing.assert_close(family.denoiser(z, previous, noise, Condition(padded, mask)), base)
 
 
 @torch.no_grad()
@@ -99,9 +116,11 @@ def test_resampling_blocks_move_their_skip_too():
     assert down.conv_in(x).shape == (1, 8, 2, 3)
 
 
-def test_every_weight_gets_a_gradient():
-    family = tiny_pvdm.tiny_family()
+@pytest.mark.parametrize("condition", [{"kind": "none"}, TEXT], ids=["none", "text"])
+def test_every_weight_gets_a_gradient(condition):
+    family = tiny_pvdm.tiny_family(condition=condition)
     z, previous, noise, _ = inputs(family)
-    family.denoiser(z, previous, noise).square().sum().backward()
+    told = None if family.text is None else Condition(*family.text(["a ring", "a star"]))
+    family.denoiser(z, previous, noise, told).square().sum().backward()
     still = [n for n, p in family.denoiser.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == []

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hpdm_core.errors import ConfigError
-from hpdm_core.metrics.seams import seam_heatmap, seam_observer, seam_ratio, tile_borders
+from hpdm_core.metrics.seams import frame_changes, join_ratio, seam_heatmap, seam_observer, seam_ratio, tile_borders
 
 
 def noise(seed=0, shape=(8, 32, 32, 3)):
@@ -79,3 +79,18 @@ def test_detail_elsewhere_in_the_frame_is_no_seam():
     video = noise()
     video[:, :, 20:] = np.random.default_rng(1).normal(128, 60, video[:, :, 20:].shape)
     assert seam_ratio(video, {"width": (8,)}).ratios["width"] == pytest.approx(1.0, abs=0.2)
+
+
+def test_the_change_where_clips_join():
+    ramp = np.broadcast_to(np.arange(12.0)[:, None, None, None], (12, 4, 4, 3)).copy()
+    assert frame_changes(ramp).tolist() == [1.0] * 11
+    assert join_ratio(ramp, (4, 8)) == pytest.approx(1.0)
+    ramp[4:] += 2.0  # a jump of 3 at one of two joins
+    assert join_ratio(ramp, (4, 8)) == pytest.approx(2.0)
+    still = np.zeros((4, 2, 2, 3))
+    assert join_ratio(still, (2,)) == 1.0
+    still[2:] = 1.0
+    assert join_ratio(still, (2,)) == float("inf")
+    for joins in ((), (0,), (4,), (1, 2, 3)):
+        with pytest.raises(ConfigError, match="joins"):
+            join_ratio(still, joins)
