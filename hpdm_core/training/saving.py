@@ -37,7 +37,7 @@ class CheckpointWriter:
         self._error: BaseException | None = None
 
     def save(self, contents: Contents, best: int = 0) -> None:
-        """Write a checkpoint, all ranks together; that of step `best` is kept whatever its age. Raises CheckpointError."""
+        """Write a checkpoint, all ranks together; the one of step `best` is kept too. Raises CheckpointError."""
         self.wait()
         if not self._background:
             self._write(contents, best)
