@@ -20,36 +20,48 @@ from torch import Tensor
 
 from hpdm_core.errors import DataError
 from hpdm_core.metrics.detectors import Detector
-from hpdm_core.metrics.frechet import Statistics
+from hpdm_core.metrics.frechet import Statistics, require_finite
 from hpdm_core.metrics.protocol import Protocol
 from hpdm_core.metrics.sources import Clip, VideoSource
 from hpdm_core.rng import numpy_stream
 from hpdm_core.video import resize_frames
 
+_BLOCK = 1024
+
 View = Literal["video", "static", "shuffled"]
 """A clip as it is, its middle frame repeated, or its frames in a seeded random order."""
 
 
-@dataclass
 class FeatureSet:
-    """Features of a set of clips under one view, float32 rows and their streaming float64 moments."""
+    """Features of a set of clips under one view: float32 rows, and their float64 moments when they are asked for."""
 
-    rows: list[np.ndarray] = field(default_factory=list)
-    statistics: Statistics | None = None
+    def __init__(self) -> None:
+        self._rows: list[np.ndarray] = []
+        self._statistics: Statistics | None = None
 
     def add(self, features_ND: np.ndarray) -> None:
-        """Append a batch."""
-        if self.statistics is None:
-            self.statistics = Statistics(features_ND.shape[1])
-        self.statistics.update(features_ND)
-        self.rows.append(np.asarray(features_ND, dtype=np.float32))
+        """Append a batch. Raises DataError on a non-finite value."""
+        rows = np.asarray(features_ND, dtype=np.float32)
+        require_finite(rows)
+        self._rows.append(rows)
+        self._statistics = None
 
     @property
     def features(self) -> np.ndarray:
         """All rows, float32 [N, D]."""
-        if len(self.rows) > 1:
-            self.rows = [np.concatenate(self.rows)]
-        return self.rows[0]
+        if len(self._rows) > 1:
+            self._rows = [np.concatenate(self._rows)]
+        return self._rows[0]
+
+    @property
+    def statistics(self) -> Statistics:
+        """Moments of all rows, added in blocks of fixed length, so that batches and ranks leave no trace in them."""
+        if self._statistics is None:
+            rows = self.features
+            self._statistics = Statistics(rows.shape[1])
+            for start in range(0, len(rows), _BLOCK):
+                self._statistics.update(rows[start : start + _BLOCK])
+        return self._statistics
 
 
 @dataclass
