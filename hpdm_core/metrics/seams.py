@@ -3,8 +3,8 @@
 The ratio compares the mean squared difference of neighbouring samples across borders with that across the few edges on
 either side, separately for time, height and width. Near neighbours, since the detail of natural video varies
 over the frame. The blocks of JPEG and of most video codecs end every 8 pixels, where tile borders often lie too: in
-height and width the same comparison at the edges 8 and 16 pixels from the borders is divided out. Real video gives about
-1; a visible seam gives more. The heat-map shows where the excess lies.
+height and width the same comparison 8 and 16 pixels from the borders is divided out. Real video gives about 1; a
+visible seam gives more. The heat-map shows where the excess lies.
 
 Shapes: T frames, H W pixels, C channels.
 """
