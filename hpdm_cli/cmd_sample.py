@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("mp4", "gif", "png", "npz")
 MANIFEST = "samples.json"
+DEFAULT_FPS = 25.0
+"""For weights that know no frame rate."""
 
 
 def sample(
@@ -59,7 +61,9 @@ def sample(
         int, typer.Option("--batch", min=1, help="Videos held at once; more speed only with --set chunk=N.")
     ] = 1,
     formats: Annotated[str, typer.Option("--format", help="Comma list of mp4, gif, png, npz.")] = "mp4,npz",
-    fps: Annotated[float, typer.Option("--fps", min=1.0, help="Frame rate of the training clips.")] = 25.0,
+    fps: Annotated[
+        float | None, typer.Option("--fps", min=1.0, help="Frame rate of the training clips, if not as in the weights.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the videos go.")] = Path("samples"),
     device: Device = None,
     nproc: Nproc = 1,
@@ -116,7 +120,7 @@ def sample(
         model, todo, outline, classes=classes or [], prompts=texts, negative=negative, frames=frames, size=size,
         batch=batch, device=device, **options,
     )  # fmt: skip
-    rate = fps / outline.frame_step
+    rate = (fps or model.header.fps or DEFAULT_FPS) / outline.frame_step
     for item in made:
         _save(item, out, chosen_formats, rate, settings)
     if ranks == 1:

@@ -83,6 +83,7 @@ def save_run(out: Path, config: RunConfig, source: Source, trainer: Trainer, log
         ema=trainer.ema.first,
         store_fingerprint=source.fingerprint,
         base_sha256=state.base_sha256,
+        fps=source.fps,
     )
     record = {
         "state": asdict(state),

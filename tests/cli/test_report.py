@@ -12,8 +12,10 @@ from typer.testing import CliRunner, Result
 
 from hpdm_cli.app import app
 from hpdm_core.config.load import dump_config
+from hpdm_core.data.store import VideoStore
 from hpdm_core.data.write import tile_videos, write_mp4, write_npz
 from hpdm_core.families.registry import load_run_config
+from hpdm_core.training.source import DATA_FILE, note_store
 
 SECTIONS = ("overview", "curves", "samples", "metrics", "seams")
 
@@ -158,3 +160,16 @@ def test_several_runs_are_compared(run: Path, tmp_path: Path) -> None:
 def test_mistakes(words: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert report(*words).exit_code == code
+
+
+def test_a_run_remembers_its_store(run: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HPDM_DATA", raising=False)
+    add_grid(run, 10)
+    note_store(run, VideoStore.open(store))
+    assert report(run, "--out", "page.html").exit_code == 0
+    assert "real clips of the same classes" in Path("page.html").read_text()
+    about = json.loads((run / DATA_FILE).read_text())
+    (run / DATA_FILE).write_text(json.dumps(about | {"fingerprint": "another"}))
+    assert report(run, "--out", "page.html").exit_code == 0
+    assert "real clips of the same classes" not in Path("page.html").read_text()
