@@ -1,30 +1,32 @@
-"""How the metrics answer to damage of growing strength, and how FVD falls with N: one SVG and one JSON.
+"""How the metrics answer to damage of growing strength: a table, one SVG and one JSON.
 
-    python benchmarks/metrics_behaviour.py --clips DIR [--device cuda] [--num 128] [--svg FILE] [--json FILE]
+    python -m benchmarks.metrics_behaviour --clips DIR [--device cuda] [--num 1000] [--svg FILE] [--json FILE]
 
-Every clip is compared with its own damaged copy, so a metric should rise with the strength from 0 on.
+Real clips are compared with their own damaged copies, so a distance should rise with the strength from 0 on. Seeded
+random I3D.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from scipy import ndimage
 
+from benchmarks.machine import write_json
 from hpdm_core.metrics.detectors import build_detector
 from hpdm_core.metrics.features import Job, extract
-from hpdm_core.metrics.frechet import frechet_from_features
-from hpdm_core.metrics.interval import frechet_limit
-from hpdm_core.metrics.kernel import kernel_video_distance
+from hpdm_core.metrics.frechet import frechet_distance
+from hpdm_core.metrics.inception import inception_score
+from hpdm_core.metrics.kernel import jedi_distance, kernel_video_distance
 from hpdm_core.metrics.protocol import DetectorSection
 from hpdm_core.metrics.seams import seam_observer
 from hpdm_core.metrics.sources import open_source
-from tests.golden.metrics_recipes import synth
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SIDE = 120
@@ -95,7 +97,7 @@ def real_clips(folder, num, frames=16):
     for item in source.clips(
         range(0, len(source), max(1, len(source) // num)), lambda i, n: range(frames) if n >= frames else None, None
     ):
-        if item.frames is None or item.frames.shape[1] < 240:
+        if item.frames is None or min(item.frames.shape[1:3]) < 240:
             continue
         left = (item.frames.shape[2] - 240) // 2
         clips.append(np.ascontiguousarray(item.frames[:, 0:240:2, left : left + 240 : 2]))
@@ -104,65 +106,74 @@ def real_clips(folder, num, frames=16):
     return clips
 
 
-def measure(clips, detector, device):
+def measure(clips, detector, device, workers):
     """Every metric for every damage and strength, against the undamaged clips."""
     jobs = {view: Job(detector, view) for view in ("video", "static")}
     real = extract(clips, jobs, batch_size=16, device=device)
     observe = seam_observer(TILE, TILE)
     rows = []
-    for name, damage in DAMAGES.items():
-        for strength in STRENGTHS:
-            rng = np.random.default_rng(3)
-            damaged = [damage(clip, strength, rng) for clip in clips]
-            fake = extract(damaged, jobs, batch_size=16, device=device) if strength else real
-            found = {
-                "rFVD": frechet_from_features(fake["video"].features, real["video"].features),
-                "rKVD": kernel_video_distance(fake["video"].features, real["video"].features).value,
-                "rFVD-static": frechet_from_features(fake["static"].features, real["static"].features),
-                "seam ratio": seam_value(observe, damaged),
-            }
-            rows.append({"damage": name, "strength": strength, **found})
-            print(rows[-1], flush=True)
+    with ThreadPoolExecutor(workers) as pool:
+        for name, damage in DAMAGES.items():
+            for strength in STRENGTHS:
+
+                def damaged(numbered, damage=damage, strength=strength):
+                    index, clip = numbered
+                    return damage(clip, strength, np.random.default_rng([3, index]))
+
+                shown = list(pool.map(damaged, enumerate(clips)))
+                seam = seam_value(list(pool.map(observe, range(len(shown)), shown)))
+                fake = extract(shown, jobs, batch_size=16, device=device) if strength else real
+                rows.append({"damage": name, "strength": strength, **values(detector, fake, real), "seam ratio": seam})
+                print(".", end="", flush=True)
+    print()
     return rows
 
 
-def seam_value(observe, clips):
+def values(detector, fake, real):
+    """The metrics that read features."""
+    whole, static = (
+        frechet_distance(fake[view].statistics.gaussian(), real[view].statistics.gaussian())
+        for view in ("video", "static")
+    )
+    a, b = fake["video"].features, real["video"].features
+    return {
+        "rFVD": whole,
+        "rFVD-static": static,
+        "rKVD": kernel_video_distance(a, b).value,
+        "rJEDi-MMD": jedi_distance(a, b).value,
+        "rIS": inception_score(detector.probabilities(torch.from_numpy(a)).numpy(), min(10, len(a)), 42).value,
+    }
+
+
+def seam_value(rows):
     """Geometric mean over clips of the ratio of the worst axis."""
-    rows = [observe(i, clip) for i, clip in enumerate(clips)]
     logs = {axis: np.log(np.clip([row[axis] for row in rows], 1e-3, 1e3)) for axis in rows[0]}
-    return max(float(np.exp(values.mean())) for values in logs.values())
+    return max(float(np.exp(found.mean())) for found in logs.values())
 
 
-def limits(detector, device, counts):
-    """FVD and its limit on Gaussians and on procedural clips of one distribution: the truth is 0."""
-    rng = np.random.default_rng(0)
-    mixing = rng.standard_normal((400, 400)) * 0.5 ** (np.arange(400) / 40)[None, :] / np.sqrt(400) * 3
-    most = max(counts)
-    sets = {"Gaussian": [rng.standard_normal((most, 400)) @ mixing.T for _ in range(2)]}
-    if device.startswith("cuda"):
-        job = {"video": Job(detector)}
-        sets["procedural"] = [
-            extract((synth(offset + i, 16, 64, 64) for i in range(most)), job, batch_size=32, device=device)[
-                "video"
-            ].features
-            for offset in (0, 10**6)
-        ]
-    rows = []
-    for name, (a, b) in sets.items():
-        for n in counts:
-            limit = frechet_limit(a[:n], b[:n])
-            row = {"set": name, "n": n, "fvd": frechet_from_features(a[:n], b[:n])}
-            if limit is not None:
-                row |= {"limit": limit.value, "standard_error": limit.standard_error, "rough": limit.rough}
-            rows.append(row)
-            print(row, flush=True)
-    return rows
+def trend(found):
+    """Whether values rise or fall with every step of strength; `flat` where they stay within 1 %."""
+    steps = np.diff(found)
+    if np.abs(steps).max() <= 0.01 * max(np.abs(found).max(), 1e-9):
+        return "flat"
+    return "rises" if (steps > 0).all() else "falls" if (steps < 0).all() else "neither"
+
+
+def show(rows):
+    """The rows as a Markdown table, one line per damage and metric."""
+    print("| damage | metric | " + " | ".join(f"{s:g}" for s in STRENGTHS) + " | trend |")
+    print("|---" * (len(STRENGTHS) + 3) + "|")
+    for damage in DAMAGES:
+        own = [row for row in rows if row["damage"] == damage]
+        for metric in list(own[0])[2:]:
+            found = [row[metric] for row in own]
+            print(f"| {damage} | {metric} | " + " | ".join(f"{v:.3g}" for v in found) + f" | {trend(found)} |")
 
 
 def svg(rows):
     """Small multiples: one panel per damage, one line per metric, each scaled to its own maximum over all panels."""
     metrics = [key for key in rows[0] if key not in ("damage", "strength")]
-    colours = ("#1b6ca8", "#c2571a", "#3a8f4d", "#8a4fa3")
+    colours = ("#1b6ca8", "#c2571a", "#3a8f4d", "#8a4fa3", "#7a6a00", "#c0306a")
     top = {m: max(r[m] for r in rows) for m in metrics}
     width, height, pad = 230, 150, 34
     parts = []
@@ -180,30 +191,32 @@ def svg(rows):
             parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
     for i, (metric, colour) in enumerate(zip(metrics, colours, strict=True)):
         legend = f"{metric} (max {top[metric]:.3g})"
-        parts.append(f'<text x="{pad + i * 200}" y="{2 * (height + 60) + 36}" fill="{colour}">{legend}</text>')
-    box = f"0 0 {3 * (width + pad) + pad} {2 * (height + 60) + 50}"
+        x, y = pad + i % 3 * (width + pad), 2 * (height + 60) + 36 + i // 3 * 18
+        parts.append(f'<text x="{x}" y="{y}" fill="{colour}">{legend}</text>')
+    box = f"0 0 {3 * (width + pad) + pad} {2 * (height + 60) + 66}"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" font-family="sans-serif" font-size="12">'
     return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>"]) + "\n"
 
 
 def main():
-    """Run everything that the options allow."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=Path, required=True)
+    """Damage, measure, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=Path, required=True, help="folder of real videos, 240 pixels high or more")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--num", type=int, default=128)
+    parser.add_argument("--num", type=int, default=1000, help="at most so many clips, spread over the folder")
     parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--counts", default="256,512,1024,2048,4096")
+    parser.add_argument("--workers", type=int, default=8, help="threads that damage clips")
     parser.add_argument("--svg", type=Path)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     detector = build_detector(DetectorSection(name="random-i3d"), weights=None, device=args.device)
-    damages = measure(real_clips(args.clips, args.num, args.frames), detector, args.device)
-    limit = limits(detector, args.device, [int(n) for n in args.counts.split(",")])
+    clips = real_clips(args.clips, args.num, args.frames)
+    print(f"{len(clips)} clips of {args.frames}x{SIDE}x{SIDE}")
+    rows = measure(clips, detector, args.device, args.workers)
+    show(rows)
     if args.svg is not None:
-        args.svg.write_text(svg(damages))
-    if args.json is not None:
-        args.json.write_text(json.dumps({"damages": damages, "limits": limit}, indent=2) + "\n")
+        args.svg.write_text(svg(rows))
+    write_json(args.json, rows, clips=len(clips), frames=args.frames, side=SIDE)
 
 
 if __name__ == "__main__":

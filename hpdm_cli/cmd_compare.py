@@ -30,7 +30,10 @@ def compare(
     for reason in reasons:
         console.print_note(f"warning: {reason}")
     names = metric_names(results)
-    rows = [[item.path.stem, *(_cell(item.result["metrics"].get(n)) for n in names)] for item in results]
+    stems = [item.path.stem for item in results]
+    titles = stems if len(set(stems)) == len(stems) else [str(item.path) for item in results]
+    rows = [[title, *(_cell(item.result["metrics"].get(n)) for n in names)]
+            for title, item in zip(titles, results, strict=True)]  # fmt: skip
     rows = [[*row, item.result["protocol_hash"]] for row, item in zip(rows, results, strict=True)]
     _print(["result", *(_heading(results, name) for name in names), "protocol"], rows)
 

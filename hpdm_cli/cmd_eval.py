@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hpdm_cli import console
-from hpdm_cli.options import Device, DryRun, Json, parse_size
-from hpdm_core.errors import ConfigError, DataError, ThresholdNotMet
+from hpdm_cli.generated import Inputs, open_fake
+from hpdm_cli.launch import command_line, launch, world
+from hpdm_cli.options import Device, DryRun, Json, Nproc, parse_size
+from hpdm_core.errors import ConfigError, ThresholdNotMet
 
 if TYPE_CHECKING:
+    from hpdm_core.metrics.deal import Deal
+    from hpdm_core.metrics.evaluate import Evaluation
     from hpdm_core.metrics.observer import Observer
     from hpdm_core.metrics.protocol import Protocol
     from hpdm_core.metrics.sources import VideoSource
-    from hpdm_core.sampling.stage import Outline
 
 DEFAULT_PROTOCOL = "fvd2048_16f"
 _INPUTS = "Inputs"
@@ -29,6 +32,7 @@ _NETWORKS = "Networks"
 
 
 def eval_fvd(
+    context: typer.Context,
     fake: Annotated[
         str, typer.Option("--fake", metavar="DIR|STORE|CKPT", help="Generated videos, or a model to sample from.")
     ] = "",
@@ -81,6 +85,7 @@ def eval_fvd(
     device: Device = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Clips per network call; changes no result.")] = 8,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Reading threads.")] = 4,
+    nproc: Nproc = 1,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep real features.")] = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -97,16 +102,19 @@ def eval_fvd(
 
         console.print_result(dump_document(chosen.model_dump(mode="json")).rstrip())
         return
-    _check_usage(fake, watch, {"--fake": fake or None, "--json": json_file, "--max-fvd": max_fvd, "--min-is": min_is})
+    _check_usage(fake, watch, {"--fake": fake or None, "--json": json_file, "--max-fvd": max_fvd, "--min-is": min_is,
+                                "--nproc": nproc if nproc > 1 else None})  # fmt: skip
     if json_file is not None:
         from hpdm_core.metrics.real_cache import require_writable
 
         require_writable(json_file, "--json")
+    from hpdm_core.metrics.deal import Deal
+    from hpdm_core.metrics.evaluate import check_evaluation
     from hpdm_core.nn.devices import pick_device
 
     settings: dict[str, Any] = {
         "real": real, "metrics": names, "weights": weights, "c3d_weights": c3d_weights,
-        "allow_imagenet": allow_imagenet, "device": str(pick_device(device)), "batch_size": batch, "workers": workers,
+        "allow_imagenet": allow_imagenet, "device": str(pick_device(device)), "deal": Deal(batch), "workers": workers,
         "use_cache": not no_cache, "save_stats": save_stats,
     }  # fmt: skip
     inputs = Inputs(tile, clip_weights, prompts, level)
@@ -116,7 +124,13 @@ def eval_fvd(
         key = _watch_key(chosen, settings, inputs)
         watch_run(watch, key, lambda path: _score(path, chosen, settings, inputs), write_json)
         return
-    result = _score(fake, chosen, settings, inputs)
+    if nproc > 1:
+        check_evaluation(_job(fake, chosen, settings, inputs))  # what is wrong is said once, before any rank starts
+        raise typer.Exit(launch(command_line(context), nproc, device))
+    with _dealt(batch, device) as deal:
+        result = _score(fake, chosen, {**settings, "deal": deal}, inputs)
+    if not deal.main:
+        return
     if json_file is not None:
         write_json(json_file, result)
     show(result)
@@ -165,16 +179,6 @@ def _check_usage(fake: str, watch: Path | None, given: dict[str, Any]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What some metrics and some generators need beside the videos."""
-
-    tile: str | None = None
-    clip_weights: Path | None = None
-    prompts: Path | None = None
-    level: int | None = None
-
-
 def _watch_key(protocol: Protocol, settings: dict[str, Any], inputs: Inputs) -> str:
     """A name for how `--watch` measures, known before any checkpoint is loaded."""
     from hpdm_core.metrics.protocol import hash_record
@@ -188,14 +192,34 @@ def _plain(value: Any) -> Any:
     return str(value.resolve()) if isinstance(value, Path) else value
 
 
-def _score(fake: str, protocol: Protocol, settings: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
-    """One evaluation, with progress on stderr."""
-    from hpdm_core.metrics.evaluate import Evaluation, evaluate
+@contextmanager
+def _dealt(batch: int, device: str | None) -> Iterator[Deal]:
+    """The share of this process in the evaluation: all of it, or its rank's under a launcher."""
+    from hpdm_core.metrics.deal import Deal
+
+    if world() == (0, 1):
+        yield Deal(batch)
+        return
+    from hpdm_core.training.distributed import joined_world
+
+    with joined_world(device) as ranks:
+        yield Deal(batch, ranks.rank, ranks.size, ranks.gather)
+
+
+def _job(fake: str, protocol: Protocol, settings: dict[str, Any], inputs: Inputs) -> Evaluation:
+    from hpdm_core.metrics.evaluate import Evaluation
 
     source, about, protocol = open_fake(Path(fake), protocol, settings["device"], inputs)
     observers = _observers(settings["metrics"], protocol, source, inputs, settings["device"])
+    return Evaluation(protocol, source, observers=observers, about_fake=about, **settings)
+
+
+def _score(fake: str, protocol: Protocol, settings: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
+    """One evaluation, with progress on stderr."""
+    from hpdm_core.metrics.evaluate import evaluate
+
+    job = _job(fake, protocol, settings, inputs)
     with ExitStack() as stack:
-        job = Evaluation(protocol, source, observers=observers, about_fake=about, **settings)
         job.progress = _progress(stack)
         return evaluate(job)
 
@@ -210,76 +234,6 @@ def _progress(stack: ExitStack) -> Callable[[str, int], None]:
         bars[what].advance(clips)
 
     return advance
-
-
-def open_fake(
-    path: Path, protocol: Protocol, device: str, inputs: Inputs
-) -> tuple[VideoSource, dict[str, Any], Protocol]:
-    """The generated side: videos on disk, or a checkpoint that is sampled from as clips are asked for.
-
-    With what is to be said of it, and the protocol: that of a pyramid level has the level's size and frame stride.
-    """
-    from hpdm_core.metrics.sources import open_source
-
-    is_model = (
-        path.suffix == ".safetensors" or (path / "checkpoints").is_dir() or (path / "weights.safetensors").is_file()
-    )
-    if is_model:
-        return _open_model(path, protocol, device, inputs)
-    if inputs.level is not None:
-        raise ConfigError(f"--level needs a model to sample from, and {path} is none", hint="give --fake CKPT")
-    return open_source(path), {"path": str(path)}, protocol
-
-
-def _open_model(
-    path: Path, protocol: Protocol, device: str, inputs: Inputs
-) -> tuple[VideoSource, dict[str, Any], Protocol]:
-    """A checkpoint as a source of the protocol's number of videos, from seed 0 on; one that reads text is told it."""
-    from hpdm_core.families.generate import iterate_samples, outline, sample_options
-    from hpdm_core.families.prompts import text_tokens
-    from hpdm_core.families.weights import load_model
-    from hpdm_core.metrics.clipsim import read_captions
-    from hpdm_core.metrics.protocol import hash_record
-    from hpdm_core.metrics.sources import GeneratedSource
-
-    model, count, level = load_model(path), protocol.fake.count, inputs.level
-    told = inputs.prompts is not None and text_tokens(model) is not None
-    texts = read_captions(inputs.prompts, None, count) if told else []
-    changes: dict[str, Any] = {} if level is None else {"level": level}
-    options = sample_options(model, changes).model_dump(mode="json")
-    made = outline(model, frames=None, size=None, **changes)
-    _check_frames(path, made.frames, protocol)
-    if level is not None:
-        protocol = _at_level(protocol, level, made)
-    about = {
-        "path": str(path), "checkpoint_sha256": model.sha256, "step": model.header.step, "ema": model.header.ema,
-        "videos_seen": model.header.videos_seen, "sample_options": options, "seeds": f"0-{count - 1}",
-    }  # fmt: skip
-
-    def make(number: int) -> Any:
-        made = iterate_samples(model, range(number), prompts=texts, device=device, **changes)
-        return ((item.seed, item.video) for item in made)
-
-    identity = hash_record({"checkpoint": model.sha256, "options": options, "seeds": count, "prompts": texts})
-    return GeneratedSource(make, count, identity), about, protocol
-
-
-def _check_frames(path: Path, frames: int, protocol: Protocol) -> None:
-    """Refuse a model whose videos are too short, before it makes one."""
-    span = (protocol.clip.frames - 1) * protocol.fake.stride + 1
-    if frames < span:
-        raise DataError(
-            f"{path} makes videos of {frames} frames; protocol {protocol.name} needs {span}",
-            hint=f"choose a protocol with shorter clips, or --set clip.frames={frames}",
-        )
-
-
-def _at_level(protocol: Protocol, level: int, made: Outline) -> Protocol:
-    """The protocol for a pyramid level: real clips get the level's size and show every n-th frame as it does."""
-    size = protocol.clip.size or made.size
-    stride = protocol.real.stride * made.frame_step
-    changed = protocol.updated({"clip": {"size": list(size)}, "real": {"stride": stride}})
-    return changed.model_copy(update={"name": f"{protocol.name} (level {level})"})
 
 
 def _observers(

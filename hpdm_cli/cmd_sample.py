@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hpdm_cli import console
-from hpdm_cli.options import Device, DryRun, Frames, Res, Seeds, parse_seeds, parse_size
+from hpdm_cli.launch import command_line, launch, world
+from hpdm_cli.options import Device, DryRun, Frames, Nproc, Res, Seeds, parse_seeds, parse_size
 from hpdm_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
 
 FORMATS = ("mp4", "gif", "png", "npz")
 MANIFEST = "samples.json"
+DEFAULT_FPS = 25.0
+"""For weights that know no frame rate."""
 
 
 def sample(
+    context: typer.Context,
     ckpt: Annotated[
         Path | None, typer.Option("--ckpt", metavar="RUN|FILE", help="A run directory or weights file.")
     ] = None,
@@ -57,9 +61,12 @@ def sample(
         int, typer.Option("--batch", min=1, help="Videos held at once; more speed only with --set chunk=N.")
     ] = 1,
     formats: Annotated[str, typer.Option("--format", help="Comma list of mp4, gif, png, npz.")] = "mp4,npz",
-    fps: Annotated[float, typer.Option("--fps", min=1.0, help="Frame rate of the training clips.")] = 25.0,
+    fps: Annotated[
+        float | None, typer.Option("--fps", min=1.0, help="Frame rate of the training clips, if not as in the weights.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the videos go.")] = Path("samples"),
     device: Device = None,
+    nproc: Nproc = 1,
     dry_run: DryRun = False,
 ) -> None:
     """Generate videos from a trained model; without --ckpt from the small text-to-video model in the box.
@@ -97,17 +104,29 @@ def sample(
         **({"joins": list(outline.joins)} if outline.joins else {}),
     }  # fmt: skip
     _claim(out, settings)
-    todo = [seed for seed in wanted if not all(_path(out, seed, f).exists() for f in chosen_formats)]
-    if len(todo) < len(wanted):
-        console.print_note(f"{len(wanted) - len(todo)} of {len(wanted)} videos exist in {out} and are kept")
+    if nproc > 1:
+        if code := launch(command_line(context), nproc, device):
+            raise typer.Exit(code)
+        console.print_result(_summary(wanted, outline, out))
+        return
+    rank, ranks = world()
+    mine = wanted[rank::ranks]  # of all seeds, not of the absent ones: other ranks are writing meanwhile
+    todo = [seed for seed in mine if not all(_path(out, seed, f).exists() for f in chosen_formats)]
+    if len(todo) < len(mine):
+        console.print_note(f"{len(mine) - len(todo)} of {len(mine)} videos exist in {out} and are kept")
     made = _with_progress(
         model, todo, outline, classes=classes or [], prompts=texts, negative=negative, frames=frames, size=size,
         batch=batch, device=device, **options,
     )  # fmt: skip
-    rate = fps / outline.frame_step
+    rate = (fps or model.header.fps or DEFAULT_FPS) / outline.frame_step
     for item in made:
         _save(item, out, chosen_formats, rate, settings)
-    console.print_result(f"{len(wanted)} videos of {outline.frames}x{outline.size[0]}x{outline.size[1]} in {out}")
+    if ranks == 1:
+        console.print_result(_summary(wanted, outline, out))
+
+
+def _summary(seeds: Sequence[int], outline: Outline, out: Path) -> str:
+    return f"{len(seeds)} videos of {outline.frames}x{outline.size[0]}x{outline.size[1]} in {out}"
 
 
 def _formats(text: str) -> tuple[str, ...]:
@@ -202,6 +221,8 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
             f"{out} holds samples made with other settings or another model",
             hint="choose another --out, or remove that directory",
         )
+    if manifest.exists():
+        return
     from hpdm_core.data.shard import write_text
 
     out.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpdm_cli import console
-from hpdm_cli.launch import launch
-from hpdm_cli.options import Device, DryRun, Out, Overrides, Preset, Store, TimeLimit, parse_duration
+from hpdm_cli.launch import command_line, launch
+from hpdm_cli.options import Device, DryRun, Nproc, Out, Overrides, Preset, Store, TimeLimit, parse_duration
 from hpdm_core.config.load import dump_config
 from hpdm_core.errors import DataError
 
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 
 def train(
+    context: typer.Context,
     preset: Preset,
     data: Store = None,
     out: Out = None,
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Refuse to continue in a used directory.")] = False,
     time_limit: TimeLimit = None,
-    nproc: Annotated[int, typer.Option("--nproc", metavar="N", min=1, help="Processes, one per GPU.")] = 1,
+    nproc: Nproc = 1,
     device: Device = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -52,31 +53,12 @@ def train(
     if nproc > 1:
         for phase in plan.phases:
             rank_rows(phase.batch_size, config.train.micro_batch, nproc)
-        given = _arguments(preset, data, out, overrides or [], fresh, time_limit, device)
-        raise typer.Exit(launch(given, nproc, device))
+        raise typer.Exit(launch(command_line(context), nproc, device))
     for line in describe(plan, store, run).splitlines():
         console.print_note(line)
     result = run_training(config, store, run, fresh=fresh, time_limit=limit, device=device)
     console.print_result(f"trained {result.videos_seen:,} videos in {result.step:,} steps: {result.weights}")
     console.print_note(f"next: hpdm sample --ckpt {run}")
-
-
-def _arguments(
-    preset: str,
-    data: Path | None,
-    out: Path | None,
-    overrides: list[str],
-    fresh: bool,
-    time_limit: str | None,
-    device: str | None,
-) -> list[str]:
-    """The command line of one rank: this command's without `--nproc`."""
-    words = ["train", "--preset", preset]
-    for option, value in (("--data", data), ("--out", out), ("--time-limit", time_limit), ("--device", device)):
-        words += [option, str(value)] if value is not None else []
-    for override in overrides:
-        words += ["--set", override]
-    return [*words, "--fresh"] if fresh else words
 
 
 def store_or_error(config: RunConfig, given: Path | None, *, dry_run: bool) -> tuple[Path | None, DataError | None]:

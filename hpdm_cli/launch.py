@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from hpdm_cli import console
 from hpdm_core.errors import ConfigError, EnvironmentProblem, RankLost, StoppedOnRequest
 
@@ -23,6 +25,27 @@ if TYPE_CHECKING:
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
 SAVE_SECONDS = 600
+
+
+def world() -> tuple[int, int]:
+    """This process's rank and the number of ranks, as a launcher's environment says; (0, 1) without one."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def command_line(context: typer.Context) -> list[str]:
+    """The words of the running command without `--nproc`: what each rank is started with."""
+    words = [str(context.info_name)]
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        if parameter.name == "nproc" or value is None or value == parameter.default:
+            continue
+        option = [parameter.opts[0]] if parameter.param_type_name == "option" else []
+        if isinstance(value, bool):
+            words += option
+        else:
+            for item in value if isinstance(value, (list, tuple)) else [value]:
+                words += [*option, str(item)]
+    return words
 
 
 def launch(args: Sequence[str], num_processes: int, device: str | None) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +97,12 @@ class VideoStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return VideoStore, (self.path, self.about, self.clips)
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second of most clips; None where no clip says it."""
+        known = Counter(info.fps for info in self.clips if info.fps)
+        return known.most_common(1)[0][0] if known else None
 
     def __len__(self) -> int:
         return len(self.clips)

@@ -48,12 +48,34 @@ class Sample:
 
 
 def sample(
-    model: LoadedModel, *, num: int | None = None, seeds: Sequence[int] | None = None, **kwargs: Any
+    model: LoadedModel,
+    *,
+    num: int | None = None,
+    seeds: Sequence[int] | None = None,
+    progress: bool = False,
+    **kwargs: Any,
 ) -> list[Sample]:
-    """`iterate_samples` as a list; `num` is short for seeds 0 to num - 1 (default 1)."""
+    """`iterate_samples` as a list; `num` is short for seeds 0 to num - 1 (default 1).
+
+    progress: draw a bar of solver steps, in a notebook or on a terminal.
+    """
     if num is not None and seeds is not None:
         raise ConfigError("give num or seeds, not both")
-    return list(iterate_samples(model, tuple(seeds) if seeds is not None else tuple(range(num or 1)), **kwargs))
+    wanted = tuple(seeds) if seeds is not None else tuple(range(num or 1))
+    if not progress:
+        return list(iterate_samples(model, wanted, **kwargs))
+    from tqdm.auto import tqdm
+
+    options = {key: value for key, value in kwargs.items() if key in type(model.config.sample).model_fields}
+    made = outline(model, frames=kwargs.get("frames"), size=kwargs.get("size"), **options)
+    steps = len(wanted) * sum(stage.steps for stage in made.stages)
+    with tqdm(desc="sample", total=steps, unit="step") as bar:
+
+        def on_progress(rows: tuple[int, ...], done: Progress) -> None:
+            bar.set_postfix_str(f"seed {rows[0]}, {done.stage} {done.step}/{done.steps}", refresh=False)
+            bar.update(len(rows))
+
+        return list(iterate_samples(model, wanted, on_progress=on_progress, **kwargs))
 
 
 def iterate_samples(

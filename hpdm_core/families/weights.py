@@ -39,6 +39,7 @@ class WeightsHeader:
     """What a weights file says of itself. `config` is the resolved RunConfig as plain data.
 
     base_sha256: hash of the weights file that a fine-tuned model began with; empty for one trained from scratch.
+    fps: frames per second of the training clips as the model saw them; None where no clip says it (and in older files).
     """
 
     config: dict[str, Any]
@@ -49,6 +50,7 @@ class WeightsHeader:
     ema: str = ""
     store_fingerprint: str = ""
     base_sha256: str = ""
+    fps: float | None = None
     format: int = FORMAT
 
 

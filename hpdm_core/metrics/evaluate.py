@@ -17,6 +17,7 @@ import torch
 
 from hpdm_core.errors import ConfigError
 from hpdm_core.metrics.c3d import build_c3d
+from hpdm_core.metrics.deal import Deal
 from hpdm_core.metrics.detectors import Detector, build_detector
 from hpdm_core.metrics.features import (
     FeatureSet,
@@ -28,6 +29,7 @@ from hpdm_core.metrics.features import (
     extract,
     fake_clips,
     real_clips,
+    require_one_size,
 )
 from hpdm_core.metrics.observer import Observer
 from hpdm_core.metrics.protocol import Protocol, hash_record, protocol_hash
@@ -59,6 +61,7 @@ class Evaluation:
 
     real: a store, folder, array or statistics file; None where no metric needs one. fake: an opened source.
     observers: numbers per generated video beside the networks, by metric name (`seam`, `clipsim`).
+    deal: which clips this process takes, where several share the work; each of them gets the whole result.
     """
 
     protocol: Protocol
@@ -69,7 +72,7 @@ class Evaluation:
     c3d_weights: Path | None = None
     allow_imagenet: bool = False
     device: str = "cpu"
-    batch_size: int = 8
+    deal: Deal = field(default_factory=Deal)
     workers: int = 4
     use_cache: bool = True
     save_stats: Path | None = None
@@ -78,27 +81,52 @@ class Evaluation:
     progress: Progress = lambda what, clips: None
 
 
-def evaluate(job: Evaluation) -> dict[str, Any]:
-    """Run an evaluation and return its result as plain JSON.
+@dataclass(frozen=True)
+class _Ready:
+    """What an evaluation works with, checked as far as it can be without reading a video."""
 
-    Raises DataError (too short, too few, mixed sizes, wrong statistics file), WeightsMissing, ConfigError.
-    """
+    metrics: tuple[str, ...]
+    detector: Detector | None
+    c3d: Detector | None
+    views: tuple[View, ...]
+    given: VideoSource | RealFeatures | None
+
+
+def check_evaluation(job: Evaluation) -> None:
+    """Raise what `evaluate` would, as far as that is known before any video is read or sampled."""
+    _ready(job)
+
+
+def _ready(job: Evaluation) -> _Ready:
     metrics = parse_metrics(job.metrics or job.protocol.metrics)
     detector, c3d = _networks(job, metrics)
     views: tuple[View, ...] = tuple(v for v in ("video", "static", "shuffled") if _needs(metrics, v, job.protocol))
     _check_inputs(job, metrics, detector, c3d)
     check_count(job.fake, job.protocol)
     compared = detector is not None and any(METRICS[name].real for name in metrics)
-    given = _open_real(job, detector, views) if compared else None
+    return _Ready(metrics, detector, c3d, views, _open_real(job, detector, views) if compared else None)
+
+
+def evaluate(job: Evaluation) -> dict[str, Any]:
+    """Run an evaluation and return its result as plain JSON.
+
+    Raises DataError (too short, too few, mixed sizes, wrong statistics file), WeightsMissing, ConfigError.
+    """
+    ready = _ready(job)
+    metrics, detector, c3d, views, given = ready.metrics, ready.detector, ready.c3d, ready.views, ready.given
     jobs = {view: Job(detector, view) for view in views if detector is not None}
     if c3d is not None:
         jobs["c3d"] = Job(c3d)
     seen = Selection()
     observed: dict[str, list[dict[str, float]]] = {name: [] for name in job.observers}
-    clips = _observe(fake_clips(job.fake, job.protocol, seen, job.workers), job.observers, observed)
+    clips = _observe(fake_clips(job.fake, job.protocol, seen, job.workers, job.deal), job, observed)
     # Neither a source that samples nor an observer with a network may run beside the detector.
     read_ahead = job.fake.concurrent and not job.observers
     fake = extract(clips, jobs, read_ahead=read_ahead, **_settings(job, "generated clips"))
+    parts = job.deal.gather(seen)
+    require_one_size(parts)
+    seen = Selection.merged(parts)
+    observed = {name: _gathered(rows, job.deal) for name, rows in observed.items()}
     protocol = job.protocol.updated({"clip": {"size": list(seen.size or ())}})
     real: RealFeatures | None = None
     if detector is not None and given is not None:
@@ -147,18 +175,25 @@ def _check_inputs(job: Evaluation, metrics: tuple[str, ...], detector: Detector 
 
 
 def _observe(
-    clips: Iterable[np.ndarray], observers: dict[str, Observer], observed: dict[str, list[dict[str, float]]]
+    clips: Iterable[np.ndarray], job: Evaluation, observed: dict[str, list[dict[str, float]]]
 ) -> Iterator[np.ndarray]:
     """Pass clips on, noting each observer's number for each."""
-    for index, clip in enumerate(clips):
-        for name, observer in observers.items():
-            observed[name].append(observer(index, clip))
+    for own, clip in enumerate(clips):
+        for name, observer in job.observers.items():
+            observed[name].append(observer(job.deal.position(own), clip))
         yield clip
+
+
+def _gathered(rows: list[dict[str, float]], deal: Deal) -> list[dict[str, float]]:
+    """What all ranks have observed, in the order of the clips."""
+    parts = deal.gather(rows)
+    together = [row for part in parts for row in part]
+    return [together[place] for place in deal.order([len(part) for part in parts])]
 
 
 def _settings(job: Evaluation, what: str) -> dict[str, Any]:
     return {
-        "batch_size": job.batch_size,
+        "deal": job.deal,
         "device": job.device,
         "advance": lambda clips: job.progress(what, clips),
     }
@@ -204,11 +239,11 @@ def _real_features(
     else:
         path = cache_path(record, given.identity())
         real = load_cached(path, views) if job.use_cache else None
-        if real is None:
+        if not job.deal.agree(real is not None) or real is None:
             real = _extract_real(job, given, protocol, detector, views, record)
-            if job.use_cache:
+            if job.use_cache and job.deal.main:
                 keep_real(path, real)
-    if job.save_stats is not None:
+    if job.save_stats is not None and job.deal.main:
         save_real(job.save_stats, real)
     return real
 
@@ -222,9 +257,10 @@ def _extract_real(
     record: dict[str, Any],
 ) -> RealFeatures:
     seen = Selection()
-    clips = real_clips(source, protocol, seen, job.workers)
+    clips = real_clips(source, protocol, seen, job.workers, job.deal)
     jobs = {view: Job(detector, view) for view in views}
     sets: dict[str, FeatureSet] = extract(clips, jobs, **_settings(job, "real clips"))
+    seen = Selection.merged(job.deal.gather(seen))
     about = {
         "kind": source.kind,
         "fingerprint": source.fingerprint(),

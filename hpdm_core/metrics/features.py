@@ -19,30 +19,33 @@ import torch
 from torch import Tensor
 
 from hpdm_core.errors import DataError
+from hpdm_core.metrics.deal import Deal
 from hpdm_core.metrics.detectors import Detector
-from hpdm_core.metrics.frechet import Statistics
+from hpdm_core.metrics.frechet import Statistics, require_finite
 from hpdm_core.metrics.protocol import Protocol
 from hpdm_core.metrics.sources import Clip, VideoSource
 from hpdm_core.rng import numpy_stream
 from hpdm_core.video import resize_frames
 
+_BLOCK = 1024
+
 View = Literal["video", "static", "shuffled"]
 """A clip as it is, its middle frame repeated, or its frames in a seeded random order."""
 
 
-@dataclass
 class FeatureSet:
-    """Features of a set of clips under one view, float32 rows and their streaming float64 moments."""
+    """Features of a set of clips under one view: float32 rows, and their float64 moments when they are asked for."""
 
-    rows: list[np.ndarray] = field(default_factory=list)
-    statistics: Statistics | None = None
+    def __init__(self) -> None:
+        self.rows: list[np.ndarray] = []
+        self._statistics: Statistics | None = None
 
     def add(self, features_ND: np.ndarray) -> None:
-        """Append a batch."""
-        if self.statistics is None:
-            self.statistics = Statistics(features_ND.shape[1])
-        self.statistics.update(features_ND)
-        self.rows.append(np.asarray(features_ND, dtype=np.float32))
+        """Append a batch. Raises DataError on a non-finite value."""
+        rows = np.asarray(features_ND, dtype=np.float32)
+        require_finite(rows)
+        self.rows.append(rows)
+        self._statistics = None
 
     @property
     def features(self) -> np.ndarray:
@@ -50,6 +53,16 @@ class FeatureSet:
         if len(self.rows) > 1:
             self.rows = [np.concatenate(self.rows)]
         return self.rows[0]
+
+    @property
+    def statistics(self) -> Statistics:
+        """Moments of all rows, added in blocks of fixed length, so that batches and ranks leave no trace in them."""
+        if self._statistics is None:
+            rows = self.features
+            self._statistics = Statistics(rows.shape[1])
+            for start in range(0, len(rows), _BLOCK):
+                self._statistics.update(rows[start : start + _BLOCK])
+        return self._statistics
 
 
 @dataclass
@@ -61,6 +74,14 @@ class Selection:
     source_size: tuple[int, int] | None = None
     size: tuple[int, int] | None = None
     names: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def merged(parts: Sequence[Selection]) -> Selection:
+        """What all ranks have taken together."""
+        seen = [part for part in parts if part.count]
+        first = seen[0] if seen else Selection()
+        names = [name for part in seen for name in part.names]
+        return Selection(sum(p.count for p in seen), parts[0].too_short, first.source_size, first.size, names)
 
 
 def frame_rule(frames: int, stride: int, start: str, seed: int) -> Callable[[int, int], range | None]:
@@ -82,21 +103,51 @@ def frame_rule(frames: int, stride: int, start: str, seed: int) -> Callable[[int
     return choose
 
 
-def real_clips(source: VideoSource, protocol: Protocol, selection: Selection, workers: int = 4) -> Iterator[np.ndarray]:
-    """The real clips that the protocol takes, brought to its frame size: uint8 [T, H, W, 3] each.
+def real_clips(
+    source: VideoSource, protocol: Protocol, selection: Selection, workers: int = 4, deal: Deal | None = None
+) -> Iterator[np.ndarray]:
+    """The real clips that the protocol takes, brought to its frame size: uint8 [T, H, W, 3] each; this rank's of them.
 
     Raises DataError when fewer than the protocol's count are long enough.
     """
+    deal = deal or Deal()
     rule, clip = protocol.real, protocol.clip
     order: Sequence[int] = range(len(source))
     if rule.select == "random":
         order = numpy_stream(rule.seed, "eval/order").permutation(len(source)).tolist()
     choose = frame_rule(clip.frames, rule.stride, rule.start, rule.seed)
-    found = source.clips(order, choose, clip.size, workers)
-    usable = (_fitted(item, protocol, selection) for item in _long_enough(found, selection))
-    yield from islice(usable, rule.count)
-    if selection.count == 0 or selection.count < (rule.count or 0):
-        raise _too_few_real(protocol, len(source), selection.count, selection.too_short)
+    known = _chosen(source, order, (clip.frames - 1) * rule.stride + 1, rule.count)
+    if known is not None:
+        chosen, selection.too_short = known
+        found = source.clips(deal.mine(chosen), choose, clip.size, workers)
+        yield from (_fitted(item, protocol, selection) for item in found)
+        usable = len(chosen)
+    else:  # only decoding tells which video files are long enough, so every rank reads them all
+        usable = 0
+        found = source.clips(order, choose, clip.size, workers)
+        for item in islice(_long_enough(found, selection), rule.count):
+            if deal.takes(usable):
+                yield _fitted(item, protocol, selection)
+            usable += 1
+    if usable == 0 or usable < (rule.count or 0):
+        raise _too_few_real(protocol, len(source), usable, selection.too_short)
+
+
+def _chosen(source: VideoSource, order: Sequence[int], span: int, count: int | None) -> tuple[list[int], int] | None:
+    """The first `count` videos of at least `span` frames and how many shorter ones were passed; None if not known."""
+    chosen: list[int] = []
+    too_short = 0
+    for index in order:
+        if len(chosen) == count:
+            break
+        length = source.length(index)
+        if length is None:
+            return None
+        if length < span:
+            too_short += 1
+        else:
+            chosen.append(index)
+    return chosen, too_short
 
 
 def check_real(source: VideoSource, protocol: Protocol) -> None:
@@ -133,13 +184,19 @@ def check_count(source: VideoSource, protocol: Protocol) -> None:
         )
 
 
-def fake_clips(source: VideoSource, protocol: Protocol, selection: Selection, workers: int = 4) -> Iterator[np.ndarray]:
-    """The generated clips in order: uint8 [T, H, W, 3] each. Too short, too few or of mixed sizes is a DataError."""
+def fake_clips(
+    source: VideoSource, protocol: Protocol, selection: Selection, workers: int = 4, deal: Deal | None = None
+) -> Iterator[np.ndarray]:
+    """The generated clips in order, this rank's of them: uint8 [T, H, W, 3] each.
+
+    Too short, too few or of mixed sizes is a DataError.
+    """
     rule, clip = protocol.fake, protocol.clip
+    order = (deal or Deal()).mine(range(rule.count))
     span = (clip.frames - 1) * rule.stride + 1
     check_count(source, protocol)
     choose = frame_rule(clip.frames, rule.stride, rule.start, 0)
-    for item in source.clips(range(rule.count), choose, clip.size, workers):
+    for item in source.clips(order, choose, clip.size, workers):
         if item.frames is None:
             raise DataError(
                 f"generated video {item.name} has {item.video_frames} frames; protocol {protocol.name} needs {span}",
@@ -147,14 +204,26 @@ def fake_clips(source: VideoSource, protocol: Protocol, selection: Selection, wo
             )
         height, width = item.frames.shape[1:3]
         if selection.source_size not in (None, (height, width)):
-            first = "{}x{}".format(*selection.source_size or ())
-            raise DataError(
-                f"generated videos have mixed sizes: {item.name} is {height}x{width}, {selection.names[0]} is {first}",
-                hint="score videos of one size at a time",
-            )
+            raise _mixed_sizes(item.name, (height, width), selection)
         yield _fitted(item, protocol, selection)
-    if selection.count < rule.count:
-        raise DataError(f"the generator stopped after {selection.count} of {rule.count} videos")
+    if selection.count < len(order):
+        raise DataError(f"the generator stopped after {selection.count} of {len(order)} videos")
+
+
+def _mixed_sizes(name: str, size: tuple[int, int], other: Selection) -> DataError:
+    first = "{}x{}".format(*other.source_size or ())
+    return DataError(
+        f"generated videos have mixed sizes: {name} is {size[0]}x{size[1]}, {other.names[0]} is {first}",
+        hint="score videos of one size at a time",
+    )
+
+
+def require_one_size(parts: Sequence[Selection]) -> None:
+    """Raise DataError where two ranks have read generated videos of different sizes."""
+    seen = [part for part in parts if part.source_size is not None]
+    for part in seen[1:]:
+        if part.source_size is not None and part.source_size != seen[0].source_size:
+            raise _mixed_sizes(part.names[0], part.source_size, seen[0])
 
 
 def _long_enough(clips: Iterable[Clip], selection: Selection) -> Iterator[Clip]:
@@ -195,15 +264,19 @@ def extract(
     device: torch.device | str = "cpu",
     advance: Callable[[int], None] | None = None,
     read_ahead: bool = True,
+    deal: Deal | None = None,
 ) -> dict[str, FeatureSet]:
     """Features of every clip by job, in one pass. `advance` is told how many clips each batch held.
+
+    Where `deal` says that these are one rank's clips, every rank gets the features of all, in order.
 
     With `read_ahead` the next batch is read and packed while the networks work on this one. It must be off where
     making the clips is itself computation: TF32 is a setting of the process, and two threads would undo each other's.
     """
     sets = {name: FeatureSet() for name in jobs}
     views: list[View] = list(dict.fromkeys(job.view for job in jobs.values())) or ["video"]
-    packed = _packed(iter(clips), views, batch_size, pin=torch.device(device).type == "cuda")
+    deal = deal or Deal(batch_size)
+    packed = _packed(iter(clips), views, deal, pin=torch.device(device).type == "cuda")
     launched: dict[str, Tensor] = {}
     for batch in _ahead(packed) if read_ahead else packed:
         with torch.inference_mode():
@@ -214,7 +287,17 @@ def extract(
         if advance is not None:
             advance(len(next(iter(batch.values()))))
     _collect(sets, launched)
-    return sets
+    return sets if deal.size == 1 else {name: _gathered(own, deal) for name, own in sets.items()}
+
+
+def _gathered(own: FeatureSet, deal: Deal) -> FeatureSet:
+    """The features of all ranks, in the order of the clips."""
+    parts = deal.gather(own.features if own.rows else None)
+    counts = [0 if part is None else len(part) for part in parts]
+    rows = np.concatenate([part for part in parts if part is not None])
+    found = FeatureSet()
+    found.add(rows[deal.order(counts)])
+    return found
 
 
 def _ahead(batches: Iterator[dict[View, Tensor]]) -> Iterator[dict[View, Tensor]]:
@@ -232,16 +315,17 @@ def _collect(sets: dict[str, FeatureSet], launched: dict[str, Tensor]) -> None:
 
 
 def _packed(
-    clips: Iterator[np.ndarray], views: Sequence[View], batch_size: int, *, pin: bool
+    clips: Iterator[np.ndarray], views: Sequence[View], deal: Deal, *, pin: bool
 ) -> Iterator[dict[View, Tensor]]:
     """Batches of uint8 clips [N, T, H, W, 3] by view, in pinned memory where a GPU will read them."""
-    position = 0
-    while batch := list(islice(clips, batch_size)):
+    count = 0
+    while batch := list(islice(clips, deal.batch_size)):
+        position = deal.position(count)
         shown: dict[View, Tensor] = {}
         for view in views:
             stacked = torch.from_numpy(np.stack([view_of(clip, view, position + i) for i, clip in enumerate(batch)]))
             shown[view] = stacked.pin_memory() if pin else stacked
-        position += len(batch)
+        count += len(batch)
         yield shown
 
 

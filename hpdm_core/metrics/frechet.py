@@ -52,8 +52,7 @@ class Statistics:
         rows = np.asarray(features_ND, dtype=np.float64)
         if rows.ndim != 2 or rows.shape[1] != self.dimension:
             raise DataError(f"features have shape {rows.shape}, expected [N, {self.dimension}]")
-        if not np.isfinite(rows).all():
-            raise DataError("a clip gave non-finite features", hint="check the weights file and the precision")
+        require_finite(rows)
         if self.count == 0 and len(rows) and not self.fixed:
             self.shift = rows.mean(axis=0)
         centred = rows - self.shift
@@ -92,6 +91,12 @@ class Statistics:
         """The fitted Gaussian, its covariance factored at the rank that N samples can give."""
         covariance = self.covariance(ddof)
         return gaussian_from_moments(self.mean(), covariance, self.count)
+
+
+def require_finite(features_ND: np.ndarray) -> None:
+    """Raise DataError if any feature is NaN or infinite."""
+    if not np.isfinite(features_ND).all():
+        raise DataError("a clip gave non-finite features", hint="check the weights file and the precision")
 
 
 def gaussian_from_moments(mean: np.ndarray, covariance: np.ndarray, count: int) -> Gaussian:

@@ -85,8 +85,6 @@ def frame(tables: Tables) -> Score:
 def _frechet(tables: Tables, job: str, name: str) -> Score:
     statistics = tables.protocol.statistics
     fake, real = tables.fake[job], tables.real[job]
-    assert fake.statistics is not None
-    assert real.statistics is not None
     a, b = fake.statistics.gaussian(statistics.ddof), real.statistics.gaussian(statistics.ddof)
     exact = frechet_distance(a, b)
     value = exact
@@ -174,8 +172,6 @@ def _plain_distance(tables: Tables, job: str) -> float:
 
 
 def _between(tables: Tables, a: FeatureSet, b: FeatureSet) -> float:
-    assert a.statistics is not None
-    assert b.statistics is not None
     ddof = tables.protocol.statistics.ddof
     return frechet_distance(a.statistics.gaussian(ddof), b.statistics.gaussian(ddof))
 

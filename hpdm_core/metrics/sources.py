@@ -13,7 +13,7 @@ import threading
 import zipfile
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -277,12 +277,17 @@ class ArraySource(VideoSource):
 
 
 class GeneratedSource(VideoSource):
-    """Videos that a generator yields one after the other, never touching the disk."""
+    """Videos that a generator yields one after the other, never touching the disk.
+
+    make: the numbers of the videos wanted to each one's seed and frames uint8 [T, H, W, 3].
+    """
 
     kind = "checkpoint"
     concurrent = False
 
-    def __init__(self, make: Callable[[int], Iterable[tuple[int, np.ndarray]]], count: int, identity: str) -> None:
+    def __init__(
+        self, make: Callable[[Sequence[int]], Iterable[tuple[int, np.ndarray]]], count: int, identity: str
+    ) -> None:
         self._make, self._count, self._identity = make, count, identity
 
     def __len__(self) -> int:
@@ -303,8 +308,9 @@ class GeneratedSource(VideoSource):
     def clips(
         self, order: Iterable[int], choose: Choose, size: tuple[int, int] | None, workers: int = 4
     ) -> Iterator[Clip]:
-        """The generator's videos, numbered from 0; `order` only says how many."""
-        for index, (seed, video) in zip(order, self._make(self._count), strict=False):
+        """The videos that the generator makes for the numbers in `order`."""
+        numbers = list(order)
+        for index, (seed, video) in zip(numbers, self._make(numbers), strict=False):
             chosen = choose(index, len(video))
             frames = None if chosen is None else video[chosen.start : chosen.stop : chosen.step]
             yield Clip(index, f"seed {seed}", frames, len(video))

@@ -25,7 +25,7 @@ from hpdm_core.metrics.sources import open_source
 from hpdm_core.training.hooks import LOG_FILE, SAMPLES
 from hpdm_core.training.run import CONFIG_FILE
 from hpdm_core.training.samples import FPS, MAX_COLUMNS
-from hpdm_core.training.source import find_store
+from hpdm_core.training.source import find_store, noted_store
 
 logger = logging.getLogger(__name__)
 
@@ -183,10 +183,12 @@ def _read_results(folder: Path) -> tuple[NamedResult, ...]:
 
 
 def real_store(store: Path | None, subjects: Sequence[Subject]) -> VideoStore | None:
-    """The store given, or the one that the first run's config finds; None where there is none."""
+    """The store given, else the one that a run was trained on or that its config finds; None where there is none."""
     if store is not None:
         return VideoStore.open(store)
     for subject in subjects:
+        if subject.is_run and (noted := noted_store(subject.path)) is not None:
+            return noted
         if subject.config is not None:
             try:
                 return VideoStore.open(find_store(subject.config, None))

@@ -194,7 +194,7 @@ def _grids(subject: Subject, store: VideoStore | None) -> str:
 
 def _training_rate(subject: Subject, store: VideoStore | None) -> float:
     """Frames per second of what training reads from the store; that of previews where no clip says it."""
-    known = next((info.fps for info in store.clips if info.fps), None) if store is not None else None
+    known = store.fps if store is not None else None
     stride = subject.config.data.frame_stride if subject.config is not None else 1
     return known / stride if known else FPS
 

@@ -62,6 +62,13 @@ class World:
         dist.all_reduce(votes)
         return bool(votes.item())
 
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in order of rank; the same list on each."""
+        found: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value)
+        return found
+
     def barrier(self, group: dist.ProcessGroup | None = None) -> None:
         """Wait for all ranks."""
         if self.size > 1:

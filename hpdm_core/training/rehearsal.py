@@ -44,6 +44,16 @@ PARTS = ("weights", "gradients", "moments", "averages", "inputs", "activations")
 BLOCK = 512
 """The GPU allocator hands out multiples of this many bytes."""
 CPU = torch.device("cpu")
+_ATEN = torch.ops.aten
+FORMULAS = {
+    # The CPU's own attention kernel, which not every release of PyTorch counts.
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[_ATEN._scaled_dot_product_flash_attention],
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _ATEN._scaled_dot_product_flash_attention_backward
+    ],
+    **flop_registry,
+}
+"""FLOPs by operator, 2 per multiply-add."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +180,7 @@ class Ledger(TorchDispatchMode):
             out = func(*args, **kwargs)
         new = [self.enter(t) for t in tree_leaves(out) if isinstance(t, Tensor)]
         self.kernels += any(new) or func._schema.is_mutable
-        formula = flop_registry.get(func._overloadpacket)
+        formula = FORMULAS.get(func._overloadpacket)
         if formula is not None:
             self.flops[self.places.now() if self.places else ""] += formula(*args, **kwargs, out_val=out)
         return out

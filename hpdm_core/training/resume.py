@@ -82,6 +82,7 @@ def run_contents(config: RunConfig, source: Source, trainer: Trainer, log_bytes:
         ema=trainer.ema.first,
         store_fingerprint=source.fingerprint,
         base_sha256=state.base_sha256,
+        fps=source.fps,
     )
     record = {
         "state": asdict(state),

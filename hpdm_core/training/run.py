@@ -1,6 +1,7 @@
 """A whole run: the run directory, resume, the phases one after the other. `train` is the entry point.
 
 RUN/config.yaml      the resolved config
+RUN/data.json        where the store was, for `report`; training itself never reads it
 RUN/log.jsonl        one object a line, cut back to the checkpoint on resume
 RUN/checkpoints/     see checkpoint.py
 RUN/samples/         what the model makes while it trains
@@ -35,7 +36,7 @@ from hpdm_core.training.plateau import FrechetScore, PlateauHook
 from hpdm_core.training.resume import check_resumable, optimizer_tensors, restored_state, run_contents, run_tensors
 from hpdm_core.training.samples import grid_sampler
 from hpdm_core.training.saving import CheckpointWriter
-from hpdm_core.training.source import Source, StoreSource, find_store, fitted
+from hpdm_core.training.source import Source, StoreSource, find_store, fitted, note_store
 from hpdm_core.training.state import TrainState, phase_batch
 from hpdm_core.training.switches import apply_switches
 
@@ -129,6 +130,8 @@ class _Run:
             with writing(self.out):
                 self.out.mkdir(parents=True, exist_ok=True)
                 (self.out / CONFIG_FILE).write_text(dump_config(self.config), encoding="utf-8")
+                if isinstance(self.source, StoreSource):
+                    note_store(self.out, self.source.store)
         keep = checkpoint.record["log_bytes"] if checkpoint else 0
         log = RunLog(self.out, keep_bytes=keep, step=state.total_step, enabled=self.world.main)
         family = self._family(new=not resumed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from hpdm_core.config.schema import FrozenText, RunConfig
 from hpdm_core.data.dataset import make_loader, to_device
 from hpdm_core.data.embeddings import TextEmbeddings, find_embeddings
+from hpdm_core.data.shard import write_text
 from hpdm_core.data.store import VideoStore
 from hpdm_core.data.window import Batch, ClipView
 from hpdm_core.errors import DataError, StoreMismatch
@@ -28,6 +31,9 @@ from hpdm_core.training.conditions import (
 )
 from hpdm_core.training.distributed import World
 
+logger = logging.getLogger(__name__)
+
+DATA_FILE = "data.json"
 PROCEDURAL = ("demo", "smoke")
 """Datasets of the presets that train on made-up clips."""
 
@@ -43,6 +49,11 @@ class Source(Protocol):
     @property
     def fingerprint(self) -> str:
         """A hash of the dataset."""
+        ...
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second of the clips as training reads them, None where that is not known."""
         ...
 
     def captions(self) -> Iterable[str]:
@@ -79,6 +90,12 @@ class StoreSource:
     def fingerprint(self) -> str:
         """The store's own fingerprint."""
         return self.store.fingerprint
+
+    @property
+    def fps(self) -> float | None:
+        """The store's rate over the config's frame stride."""
+        known = self.store.fps
+        return known / self._config.data.frame_stride if known else None
 
     def captions(self) -> Iterable[str]:
         """The captions of all clips, repeated ones too."""
@@ -146,6 +163,26 @@ def find_store(config: RunConfig, given: Path | None) -> Path:
         f"no prepared store for dataset {dataset!r}: there is none at {places}",
         hint=f"prepare one: {prepare_line(config, candidates[-1])}",
     )
+
+
+def note_store(run: Path, store: VideoStore) -> None:
+    """Write down which store `run` trains on, relative to the run, so that both can be moved together."""
+    place = os.path.relpath(store.path.resolve(), run.resolve())
+    write_text(run / DATA_FILE, json.dumps({"store": place, "fingerprint": store.fingerprint}, indent=1) + "\n")
+
+
+def noted_store(run: Path) -> VideoStore | None:
+    """The store that `run` was last trained on, if it is still there and the same."""
+    try:
+        about = json.loads((run / DATA_FILE).read_text(encoding="utf-8"))
+        store = VideoStore.open(run.resolve() / about["store"])
+    except (OSError, ValueError, KeyError, DataError) as error:
+        logger.debug("%s: %s", run / DATA_FILE, error)
+        return None
+    if store.fingerprint != about.get("fingerprint"):
+        logger.warning("%s is no longer the store that %s was trained on", store.path, run)
+        return None
+    return store
 
 
 def prepare_line(config: RunConfig, out: Path) -> str:

@@ -14,7 +14,10 @@ from typer.testing import CliRunner, Result
 
 from hpdm_cli.app import app
 from hpdm_core import load_model, sample
+from hpdm_core.data.store import VideoStore
+from hpdm_core.data.synthetic import FPS
 from hpdm_core.data.write import read_metadata, read_npz
+from hpdm_core.families.weights import read_header
 
 
 def hpdm(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
@@ -88,6 +91,28 @@ def test_samples_are_the_same_from_the_shell_and_from_python(folder: Path, here)
     stamps = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("seed_*")}
     assert here(command).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in (folder / "out").glob("seed_*")} == stamps
+
+
+def test_the_weights_know_the_rate_and_the_run_its_store(folder: Path, here) -> None:
+    run = folder / "runs/hpdm-smoke"
+    store = VideoStore.open(folder / "data/smoke")
+    header = read_header(run / "checkpoints/step_00000004/weights.safetensors")
+    assert header.fps == store.fps == FPS
+    assert json.loads((run / "data.json").read_text()) == {
+        "store": "../../data/smoke",
+        "fingerprint": store.fingerprint,
+    }
+    for options, rate in (("", FPS), (" --fps 6", 6.0)):
+        line = f"sample --ckpt runs/hpdm-smoke --num 1 --format npz --device cpu --out rate{rate:g}"
+        assert here(line + options).exit_code == 0
+        assert read_npz(folder / f"rate{rate:g}/seed_000000.npz")[1] == rate
+
+
+def test_a_bar_in_python_counts_every_step(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = load_model(folder / "runs" / "hpdm-smoke")
+    (made,) = sample(model, num=1, device="cpu", level=0, steps=[3], progress=True)
+    assert made.video.shape == (2, 8, 8, 3)
+    assert "3/3" in capsys.readouterr().err
 
 
 def test_an_impossible_size_is_refused_with_a_hint(here) -> None:

@@ -272,6 +272,10 @@ def test_compare_refuses_what_what_was_not_measured_alike(real: Path, fake: Path
     assert [row[0] for row in rows] == ["result", "a", "b"]
     assert rows[1][1] == rows[2][1]
     assert (rows[1][2], rows[2][2] != "-") == ("-", True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "a.json").write_bytes(a.read_bytes())
+    namesakes = hpdm("compare", a, tmp_path / "run" / "a.json").stdout.splitlines()
+    assert [line.split("\t")[0] for line in namesakes[1:]] == [str(a), str(tmp_path / "run" / "a.json")]
     refused = hpdm("compare", a, b, c, d)
     assert refused.exit_code == 2
     assert "a.json against c.json: protocol.statistics.ddof: 0 against 1" in refused.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,18 @@ def test_a_store_that_may_not_be_read_exits_three(store: Path, refused: str, mon
     result = run("inspect", store)
     assert result.exit_code == 3
     assert "Permission denied" in result.output
+
+
+def test_weights_of_a_version_without_frame_rates_are_read(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from hpdm_core.families.weights import WeightsHeader, read_header
+
+    old = {key: value for key, value in asdict(WeightsHeader(config={}, step=3)).items() if key != "fps"}
+    save_file({"a": torch.zeros(1)}, tmp_path / "old.safetensors", metadata={"hpdm": json.dumps(old)})
+    header = read_header(tmp_path / "old.safetensors")
+    assert (header.step, header.fps) == (3, None)
 
 
 def test_weights_show_their_header(tmp_path: Path) -> None:

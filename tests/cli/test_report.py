@@ -12,8 +12,10 @@ from typer.testing import CliRunner, Result
 
 from hpdm_cli.app import app
 from hpdm_core.config.load import dump_config
+from hpdm_core.data.store import VideoStore
 from hpdm_core.data.write import tile_videos, write_mp4, write_npz
 from hpdm_core.families.registry import load_run_config
+from hpdm_core.training.source import DATA_FILE, note_store
 
 SECTIONS = ("overview", "curves", "samples", "metrics", "seams")
 
@@ -172,3 +174,16 @@ def test_videos_of_several_clips_show_how_they_join(store: Path, tmp_path: Path)
     write_npz(tmp_path / "short" / "seed_000000.npz", video, 8.0, {"seed": 0})
     assert report(tmp_path / "short", "--out", tmp_path / "short.html").exit_code == 0
     assert 'id="joins"' not in (tmp_path / "short.html").read_text(encoding="utf-8")
+
+
+def test_a_run_remembers_its_store(run: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HPDM_DATA", raising=False)
+    add_grid(run, 10)
+    note_store(run, VideoStore.open(store))
+    assert report(run, "--out", "page.html").exit_code == 0
+    assert "real clips of the same classes" in Path("page.html").read_text()
+    about = json.loads((run / DATA_FILE).read_text())
+    (run / DATA_FILE).write_text(json.dumps(about | {"fingerprint": "another"}))
+    assert report(run, "--out", "page.html").exit_code == 0
+    assert "real clips of the same classes" not in Path("page.html").read_text()

@@ -131,6 +131,7 @@ class ToySource:
 
     classes = ("a", "b", "c", "d")
     fingerprint = "toy"
+    fps = None
 
     def __init__(self, delay=0.0):
         self.delay = delay

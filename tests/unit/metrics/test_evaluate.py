@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hpdm_core.errors import ConfigError, DataError
+from hpdm_core.metrics.deal import Deal
 from hpdm_core.metrics.evaluate import Evaluation, evaluate
 from hpdm_core.metrics.observer import Observer
 from hpdm_core.metrics.protocol import Protocol
@@ -27,8 +28,8 @@ class Sampler:
         self.made = 0
         self.threads: set[int] = set()
 
-    def __call__(self, count: int) -> Iterator[tuple[int, np.ndarray]]:
-        for seed in range(count):
+    def __call__(self, seeds: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        for seed in seeds:
             self.made += 1
             self.threads.add(threading.get_ident())
             yield seed, videos(seed, 1)[0]
@@ -44,7 +45,7 @@ def job(sampler: Sampler, real: Path, **changes: object) -> Evaluation:
         "detector": {"name": "tests.support.toy_detector:build"},
     }  # fmt: skip
     protocol = Protocol.model_validate(raw, strict=False)
-    return Evaluation(protocol, GeneratedSource(sampler, NUM, "identity"), real=real, batch_size=1, **changes)
+    return Evaluation(protocol, GeneratedSource(sampler, NUM, "identity"), real=real, deal=Deal(1), **changes)
 
 
 @pytest.fixture(autouse=True)

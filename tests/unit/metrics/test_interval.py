@@ -1,10 +1,21 @@
 """Coverage of the FVD interval on Gaussians, and the limit for many samples, whose truth is known."""
 
+from collections import Counter
+from itertools import combinations
+
 import numpy as np
 import pytest
 
 from hpdm_core.metrics.frechet import frechet_distance, gaussian_from_features
-from hpdm_core.metrics.interval import NORMAL_95, frechet_limit, frechet_standard_error
+from hpdm_core.metrics.interval import (
+    GROUPS,
+    HALVES,
+    NORMAL_95,
+    _distance,
+    _grouped,
+    frechet_limit,
+    frechet_standard_error,
+)
 
 WIDTH, COUNT, REPEATS = 20, 200, 200
 
@@ -57,12 +68,39 @@ def test_limit_is_unbiased_and_covered(shift, scale):
     assert not any(limit.rough for limit in limits)
 
 
+def test_halves_are_balanced_with_and_without_a_group():
+    """Every triple is in one half of all; of the halves without a group, every pair of the others is in two."""
+    triples = Counter(triple for half in HALVES for triple in combinations(half, 3))
+    assert len(triples) == 56
+    assert set(triples.values()) == {1}
+    for left_out in GROUPS:
+        pairs = Counter(pair for half in HALVES if left_out not in half for pair in combinations(half, 2))
+        assert len(pairs) == 21
+        assert set(pairs.values()) == {2}
+
+
+def test_distances_of_unions_are_those_of_their_rows():
+    fake, real = draws(0, 0.1, 1.2, count=96)
+    sides = tuple(_grouped(rows, np.random.default_rng(0)) for rows in (fake, real))
+    order = np.random.default_rng(0).permutation(96)
+    for chosen in (GROUPS, HALVES[0], HALVES[5][:1]):
+        rows = np.concatenate([order.reshape(8, 12)[group] for group in chosen])
+        expected = frechet_distance(gaussian_from_features(fake[rows], 1), gaussian_from_features(real[rows], 1))
+        assert _distance(sides, chosen, 1) == pytest.approx(expected, rel=1e-6)
+
+
+def test_error_of_the_limit_is_of_the_right_size_away_from_zero():
+    limits = [frechet_limit(*draws(seed, 0.3, 1.5)) for seed in range(60)]
+    spread = np.std([limit.value for limit in limits], ddof=1)
+    assert 0.8 < np.mean([limit.standard_error for limit in limits]) / spread < 1.6
+
+
 def test_limit_needs_as_many_samples_as_features():
     fake, real = draws(0, 0.0, 1.0, count=59, width=60)
     assert frechet_limit(fake, real) is None
     fake, real = draws(0, 0.0, 1.0, count=80, width=60)
     assert frechet_limit(fake, real).rough
-    assert frechet_limit(fake[:, :5], real[:19, :5]) is None  # fewer than two per group
+    assert frechet_limit(fake[:, :5], real[:15, :5]) is None  # fewer than two per group
 
 
 def test_limit_is_deterministic():

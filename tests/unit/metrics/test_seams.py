@@ -94,3 +94,21 @@ def test_the_change_where_clips_join():
     for joins in ((), (0,), (4,), (1, 2, 3)):
         with pytest.raises(ConfigError, match="joins"):
             join_ratio(still, joins)
+
+
+def blocks(video, size=8):
+    """The mean of each 8x8 block: what is left of a picture at the worst JPEG quality, with a little noise over it."""
+    t, h, w, c = video.shape
+    coarse = video.reshape(t, h // size, size, w // size, size, c).mean(axis=(2, 4), keepdims=True)
+    whole = np.broadcast_to(coarse, (t, h // size, size, w // size, size, c)).reshape(video.shape)
+    return whole + noise(5, video.shape) / 20
+
+
+def test_codec_blocks_are_no_seams_and_hide_none():
+    video = blocks(np.random.default_rng(2).normal(128, 40, (8, 96, 96, 3)))
+    borders = {"width": (40, 80), "height": (40, 80)}
+    assert all(ratio == pytest.approx(1.0, abs=0.35) for ratio in seam_ratio(video, borders).ratios.values())
+    video[:, :, 40:80] += 40
+    report = seam_ratio(video, borders)
+    assert report.ratios["width"] > 3
+    assert report.ratios["height"] == pytest.approx(1.0, abs=0.35)

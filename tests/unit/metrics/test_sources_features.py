@@ -226,9 +226,9 @@ def test_lengths_are_known_without_decoding(tmp_path, arrays):
 def test_generated_videos_are_taken_one_at_a_time():
     alive, most = 0, 0
 
-    def make(count):
+    def make(seeds):
         nonlocal alive, most
-        for seed in range(count):
+        for seed in seeds:
             alive += 1
             most = max(most, alive)
             yield seed, video(seed)
@@ -237,7 +237,7 @@ def test_generated_videos_are_taken_one_at_a_time():
     source = GeneratedSource(make, 3, "identity")
     assert first_values(fake_clips(source, protocol(), Selection())) == [0, 20, 40]
     assert most == 1
-    short = GeneratedSource(lambda count: [(0, video(0))], 3, "identity")
+    short = GeneratedSource(lambda seeds: [(0, video(0))], 3, "identity")
     with pytest.raises(DataError, match="stopped after 1 of 3"):
         list(fake_clips(short, protocol(), Selection()))
 
