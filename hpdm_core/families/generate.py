@@ -75,7 +75,7 @@ def iterate_samples(
     classes: names (or "all"); seed k takes classes[k mod len]. Empty: a class drawn from seed k.
     prompts: texts, of which seed k takes prompts[k mod len], or the text by seed. Empty: no condition.
     negative: a text that guidance leads away from; it needs a guidance other than 1.
-    frames, size: what to make; None is the model's largest. options: keys of the config's `sample` section.
+    frames, size: what to make; None is the model's largest, fewer frames than it has the first ones. options: keys of the config's `sample` section.
     Raises ConfigError for what the model cannot make, EnvironmentProblem for an absent device.
     """
     device = pick_device(device)
@@ -115,6 +115,17 @@ def outline(model: LoadedModel, *, frames: int | None, size: tuple[int, int] | N
     prompts = None if text_tokens(model) is None else ("any",)
     request = Request((0,), (0,) if conditional else None, prompts, frames=frames, size=size)
     return model.family.outline(request, sample_options(model, options))
+
+
+def enough_frames(model: LoadedModel, needed: int, **options: Any) -> int | None:
+    """How many frames to ask for where only the first `needed` are looked at: None for the whole video.
+
+    The frames are the same either way; fewer are made where the model can make them alone.
+    """
+    if not model.family.exact_prefix(sample_options(model, options)):
+        return None
+    whole = outline(model, frames=None, size=None, **options).frames
+    return needed if needed < whole else None
 
 
 def sample_options(model: LoadedModel, changes: dict[str, Any]) -> SampleSection:
