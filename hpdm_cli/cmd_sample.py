@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hpdm_cli import console
-from hpdm_cli.options import Device, DryRun, Frames, Res, Seeds, parse_seeds, parse_size
+from hpdm_cli.options import Device, DryRun, Res, Seeds, parse_seeds, parse_size
 from hpdm_core.errors import ConfigError, NoCheckpoint
 
 if TYPE_CHECKING:
@@ -40,11 +40,16 @@ def sample(
     num: Annotated[int | None, typer.Option("--num", min=1, help="How many: seeds 0 to N - 1.")] = None,
     seeds: Seeds = None,
     res: Res = None,
-    frames: Frames = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", metavar="T", min=1, help="Only the first T frames of that size.")
+    ] = None,
     level: Annotated[int | None, typer.Option("--level", min=0, help="Stop at this pyramid level.")] = None,
     steps: Annotated[str | None, typer.Option("--steps", help="Steps per stage, e.g. 64 or 64,32,16.")] = None,
     solver: Annotated[str | None, typer.Option("--solver", help="Solver per stage, e.g. heun,euler.")] = None,
     overlap: Annotated[str | None, typer.Option("--overlap", help="none, spatial, time or full.")] = None,
+    phases: Annotated[
+        str | None, typer.Option("--phases", help="Overlapping tiles: together, or alternate (fewer calls).")
+    ] = None,
     window: Annotated[str | None, typer.Option("--window", help="Blending of tiles: uniform or smooth.")] = None,
     guidance: Annotated[
         str | None, typer.Option("--guidance", metavar="W", help="Guidance weight(s); 1 is none.")
@@ -67,6 +72,9 @@ def sample(
     Seed k always gives the same video, whatever is made beside it. Files are named by seed; those that
     exist are kept, so an interrupted command continues where it stopped. Of n prompts or classes, seed k
     shows number k mod n. A line of a JSONL file may say its seeds: {"prompt": "a red star", "seeds": [0, 1]}.
+
+    --res chooses the pyramid level, the largest by default; --frames its first frames, which are those of the
+    whole video. Where a level is exactly --frames of --res, that level at its own frame rate is meant.
     """
     chosen_formats = _formats(formats)
     if ckpt is None:
@@ -82,7 +90,7 @@ def sample(
     if generate.text_tokens(model) is not None and not texts:
         console.print_note("no --prompt: the videos follow no text")
     options = _options(
-        {"steps": steps, "solver": solver, "overlap": overlap, "window": window, "guidance": guidance,
+        {"steps": steps, "solver": solver, "overlap": overlap, "phases": phases, "window": window, "guidance": guidance,
          "precision": precision, "level": level}, overrides or []
     )  # fmt: skip
     size = parse_size(res) if res else None
@@ -126,7 +134,7 @@ def _options(flags: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     for key, kind in (("steps", int), ("guidance", float), ("solver", str)):
         if flags[key] is not None:
             options[key] = [_number(part, kind, key) for part in str(flags[key]).split(",")]
-    options |= {k: flags[k] for k in ("overlap", "window", "precision", "level") if flags[k] is not None}
+    options |= {k: flags[k] for k in ("overlap", "phases", "window", "precision", "level") if flags[k] is not None}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
@@ -188,9 +196,9 @@ def _print_plan(outline: Outline, videos: int) -> None:
     for stage in outline.stages:
         console.print_note(
             f"{stage.name}: {stage.frames}x{stage.size[0]}x{stage.size[1]}, {stage.steps} steps of {stage.solver}, "
-            f"{stage.tiles} tiles, {stage.calls * stage.tiles:,} tile calls"
+            f"{stage.tiles} tiles, {stage.tile_calls:,} tile calls"
         )
-    calls = sum(s.calls * s.tiles for s in outline.stages)
+    calls = sum(s.tile_calls for s in outline.stages)
     console.print_note(f"{videos} videos of {calls:,} tile calls each ({sum(s.block_evals for s in outline.stages):,} "
                        "block evaluations)")  # fmt: skip
 
@@ -220,8 +228,8 @@ def _with_progress(model: LoadedModel, seeds: Sequence[int], outline: Outline, *
     """Samples, while a bar shows network calls over all videos with rate and ETA."""
     from hpdm_core.families.generate import iterate_samples
 
-    tiles = {stage.name: stage.tiles for stage in outline.stages}
-    total = len(seeds) * sum(s.calls * s.tiles for s in outline.stages)
+    tiles = {stage.name: stage.tile_calls / stage.calls for stage in outline.stages}
+    total = len(seeds) * sum(s.tile_calls for s in outline.stages)
     with console.progress("sample", total, unit="calls") as bar:
 
         def on_progress(rows: tuple[int, ...], p: Progress) -> None:
