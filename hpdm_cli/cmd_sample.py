@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hpdm_cli import console
-from hpdm_cli.options import Device, DryRun, Res, Seeds, parse_seeds, parse_size
+from hpdm_cli.options import Device, DryRun, Res, Seeds, parse_duration, parse_seeds, parse_size
 from hpdm_core.errors import ConfigError, NoCheckpoint
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ def sample(
         str | None, typer.Option("--guidance", metavar="W", help="Guidance weight(s); 1 is none.")
     ] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="fp32, tf32 or bf16.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Few steps: the model's `sample.fast`.")] = False,
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="5s", help="The best measured setting for this time a video.")
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the sample section.")
     ] = None,
@@ -94,6 +98,7 @@ def sample(
          "precision": precision, "level": level}, overrides or []
     )  # fmt: skip
     size = parse_size(res) if res else None
+    options = {**_named_setting(model, fast, budget, frames, size, device), **options}
     outline = generate.outline(model, frames=frames, size=size, **options)
     wanted = _wanted_seeds(model, num, seeds, classes or [], texts)
     _check_negative(negative, generate.sample_options(model, options))
@@ -143,6 +148,24 @@ def _options(flags: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 
         options[key.removeprefix("sample.")] = parse_value(value)
     return options
+
+
+def _named_setting(
+    model: LoadedModel, fast: bool, budget: str | None, frames: int | None, size: tuple[int, int] | None,
+    device: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """What `--fast` or `--budget` stands for; other flags change it further."""
+    from hpdm_core.families.settings import budget_options, fast_options
+
+    if fast and budget is not None:
+        raise ConfigError("give --fast or --budget, not both")
+    if fast:
+        return fast_options(model)
+    if budget is None:
+        return {}
+    chosen, seconds = budget_options(model, parse_duration(budget), frames=frames, size=size, device=device)
+    console.print_note(f"about {seconds:.3g} s a video with " + ", ".join(f"{k}={v}" for k, v in chosen.items()))
+    return chosen
 
 
 def _number(text: str, kind: type, key: str) -> Any:
