@@ -1,4 +1,4 @@
-"""The straightforward way to denoise a tiled canvas, to compare against: one tile after another, cut and averaged in a loop.
+"""The straightforward way to denoise a tiled canvas, to compare against: one tile after another in a loop.
 
 It gives what the cascade gives, to rounding; its fusion terms are cached as the cascade's are.
 """

@@ -83,7 +83,7 @@ def test_a_part_of_the_video_takes_its_share_of_the_time(model):
 
 def test_a_budget_that_nothing_meets_names_the_fastest(model):
     write_table(model)
-    with pytest.raises(ConfigError, match="in 1.5 s here; the fastest takes about 2 s"):
+    with pytest.raises(ConfigError, match=r"in 1\.5 s here; the fastest takes about 2 s"):
         budget_options(model, 1.5, probe=lambda *_: 4.0)
 
 
