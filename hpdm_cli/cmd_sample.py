@@ -12,7 +12,7 @@ import typer
 
 from hpdm_cli import console
 from hpdm_cli.launch import command_line, launch, world
-from hpdm_cli.options import Device, DryRun, Frames, Nproc, Res, Seeds, parse_seeds, parse_size
+from hpdm_cli.options import Device, DryRun, Nproc, Res, Seeds, parse_duration, parse_seeds, parse_size
 from hpdm_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,16 +44,25 @@ def sample(
     num: Annotated[int | None, typer.Option("--num", min=1, help="How many: seeds 0 to N - 1.")] = None,
     seeds: Seeds = None,
     res: Res = None,
-    frames: Frames = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", metavar="T", min=1, help="Only the first T frames of that size.")
+    ] = None,
     level: Annotated[int | None, typer.Option("--level", min=0, help="Stop at this pyramid level.")] = None,
     steps: Annotated[str | None, typer.Option("--steps", help="Steps per stage, e.g. 64 or 64,32,16.")] = None,
     solver: Annotated[str | None, typer.Option("--solver", help="Solver per stage, e.g. heun,euler.")] = None,
     overlap: Annotated[str | None, typer.Option("--overlap", help="none, spatial, time or full.")] = None,
+    phases: Annotated[
+        str | None, typer.Option("--phases", help="Overlapping tiles: together, or alternate (fewer calls).")
+    ] = None,
     window: Annotated[str | None, typer.Option("--window", help="Blending of tiles: uniform or smooth.")] = None,
     guidance: Annotated[
         str | None, typer.Option("--guidance", metavar="W", help="Guidance weight(s); 1 is none.")
     ] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="fp32, tf32 or bf16.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Few steps: the model's `sample.fast`.")] = False,
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="5s", help="The best measured setting for this time a video.")
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the sample section.")
     ] = None,
@@ -74,6 +83,9 @@ def sample(
     Seed k always gives the same video, whatever is made beside it. Files are named by seed; those that
     exist are kept, so an interrupted command continues where it stopped. Of n prompts or classes, seed k
     shows number k mod n. A line of a JSONL file may say its seeds: {"prompt": "a red star", "seeds": [0, 1]}.
+
+    --res chooses the pyramid level, the largest by default; --frames its first frames, which are those of the
+    whole video. Where a level is exactly --frames of --res, that level at its own frame rate is meant.
     """
     chosen_formats = _formats(formats)
     from hpdm_core.families import generate
@@ -86,10 +98,11 @@ def sample(
     if generate.text_tokens(model) is not None and not texts:
         console.print_note("no --prompt: the videos follow no text")
     options = _options(
-        {"steps": steps, "solver": solver, "overlap": overlap, "window": window, "guidance": guidance,
+        {"steps": steps, "solver": solver, "overlap": overlap, "phases": phases, "window": window, "guidance": guidance,
          "precision": precision, "level": level}, overrides or []
     )  # fmt: skip
     size = parse_size(res) if res else None
+    options = {**_named_setting(model, fast, budget, frames, size, device), **options}
     outline = generate.outline(model, frames=frames, size=size, **options)
     wanted = _wanted_seeds(model, num, seeds, classes or [], texts)
     _check_negative(negative, generate.sample_options(model, options))
@@ -143,7 +156,7 @@ def _options(flags: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     for key, kind in (("steps", int), ("guidance", float), ("solver", str)):
         if flags[key] is not None:
             options[key] = [_number(part, kind, key) for part in str(flags[key]).split(",")]
-    options |= {k: flags[k] for k in ("overlap", "window", "precision", "level") if flags[k] is not None}
+    options |= {k: flags[k] for k in ("overlap", "phases", "window", "precision", "level") if flags[k] is not None}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
@@ -152,6 +165,24 @@ def _options(flags: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 
         options[key.removeprefix("sample.")] = parse_value(value)
     return options
+
+
+def _named_setting(
+    model: LoadedModel, fast: bool, budget: str | None, frames: int | None, size: tuple[int, int] | None,
+    device: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """What `--fast` or `--budget` stands for; other flags change it further."""
+    from hpdm_core.families.settings import budget_options, fast_options
+
+    if fast and budget is not None:
+        raise ConfigError("give --fast or --budget, not both")
+    if fast:
+        return fast_options(model)
+    if budget is None:
+        return {}
+    chosen, seconds = budget_options(model, parse_duration(budget), frames=frames, size=size, device=device)
+    console.print_note(f"about {seconds:.3g} s a video with " + ", ".join(f"{k}={v}" for k, v in chosen.items()))
+    return chosen
 
 
 def _number(text: str, kind: type, key: str) -> Any:
@@ -205,9 +236,9 @@ def _print_plan(outline: Outline, videos: int) -> None:
     for stage in outline.stages:
         console.print_note(
             f"{stage.name}: {stage.frames}x{stage.size[0]}x{stage.size[1]}, {stage.steps} steps of {stage.solver}, "
-            f"{stage.tiles} tiles, {stage.calls * stage.tiles:,} tile calls"
+            f"{stage.tiles} tiles, {stage.tile_calls:,} tile calls"
         )
-    calls = sum(s.calls * s.tiles for s in outline.stages)
+    calls = sum(s.tile_calls for s in outline.stages)
     console.print_note(f"{videos} videos of {calls:,} tile calls each ({sum(s.block_evals for s in outline.stages):,} "
                        "block evaluations)")  # fmt: skip
 
@@ -239,8 +270,8 @@ def _with_progress(model: LoadedModel, seeds: Sequence[int], outline: Outline, *
     """Samples, while a bar shows network calls over all videos with rate and ETA."""
     from hpdm_core.families.generate import iterate_samples
 
-    tiles = {stage.name: stage.tiles for stage in outline.stages}
-    total = len(seeds) * sum(s.calls * s.tiles for s in outline.stages)
+    tiles = {stage.name: stage.tile_calls / stage.calls for stage in outline.stages}
+    total = len(seeds) * sum(s.tile_calls for s in outline.stages)
     with console.progress("sample", total, unit="calls") as bar:
 
         def on_progress(rows: tuple[int, ...], p: Progress) -> None:

@@ -48,7 +48,7 @@ def _open_model(
     path: Path, protocol: Protocol, device: str, inputs: Inputs
 ) -> tuple[VideoSource, dict[str, Any], Protocol]:
     """A checkpoint as a source of the protocol's number of videos, from seed 0 on; one that reads text is told it."""
-    from hpdm_core.families.generate import iterate_samples, outline, sample_options
+    from hpdm_core.families.generate import enough_frames, iterate_samples, outline, sample_options
     from hpdm_core.families.prompts import text_tokens
     from hpdm_core.families.weights import load_model
     from hpdm_core.metrics.clipsim import read_captions
@@ -61,30 +61,36 @@ def _open_model(
     changes: dict[str, Any] = {} if level is None else {"level": level}
     options = sample_options(model, changes).model_dump(mode="json")
     made = outline(model, frames=None, size=None, **changes)
-    _check_frames(path, made.frames, protocol)
+    span = _check_frames(path, made.frames, protocol)
+    # Where in its video a clip begins counts from the end too, unless it is the start.
+    frames = enough_frames(model, span, **changes) if protocol.fake.start == "first" else None
     if level is not None:
         protocol = _at_level(protocol, level, made)
     about = {
         "path": str(path), "checkpoint_sha256": model.sha256, "step": model.header.step, "ema": model.header.ema,
         "videos_seen": model.header.videos_seen, "sample_options": options, "seeds": f"0-{count - 1}",
+        "frames": frames or made.frames,
     }  # fmt: skip
 
     def make(seeds: Sequence[int]) -> Any:
-        made = iterate_samples(model, seeds, prompts=texts, device=device, **changes)
+        made = iterate_samples(model, seeds, prompts=texts, frames=frames, device=device, **changes)
         return ((item.seed, item.video) for item in made)
 
-    identity = hash_record({"checkpoint": model.sha256, "options": options, "seeds": count, "prompts": texts})
+    identity = hash_record(
+        {"checkpoint": model.sha256, "options": options, "seeds": count, "prompts": texts, "frames": frames}
+    )
     return GeneratedSource(make, count, identity), about, protocol
 
 
-def _check_frames(path: Path, frames: int, protocol: Protocol) -> None:
-    """Refuse a model whose videos are too short, before it makes one."""
+def _check_frames(path: Path, frames: int, protocol: Protocol) -> int:
+    """The frames that a clip spans. Refuses a model whose videos are shorter, before it makes one."""
     span = (protocol.clip.frames - 1) * protocol.fake.stride + 1
     if frames < span:
         raise DataError(
             f"{path} makes videos of {frames} frames; protocol {protocol.name} needs {span}",
             hint=f"choose a protocol with shorter clips, or --set clip.frames={frames}",
         )
+    return span
 
 
 def _at_level(protocol: Protocol, level: int, made: Outline) -> Protocol:

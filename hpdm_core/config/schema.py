@@ -6,9 +6,10 @@ registry, so that this file knows no family. Everything else is common to all.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializeAsAny, ValidationError, model_validator
 
 Size = tuple[int, int]
 Extent = tuple[int, int, int]
@@ -32,10 +33,23 @@ class SampleSection(Section):
 
     precision: `fp32` gives the same video on every device to within a grey level; `tf32` and `bf16` are faster.
     compile: compile the network's blocks; worth it from a few videos on.
+    fast: keys of this section with the values that `hpdm sample --fast` takes instead.
     """
 
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     compile: bool = False
+    fast: dict[str, JsonValue] = {}
+
+    @model_validator(mode="after")
+    def _fast_is_a_setting(self) -> SampleSection:
+        if self.fast:
+            changed = {**self.model_dump(mode="json"), **self.fast, "fast": {}}
+            try:
+                type(self).model_validate_json(json.dumps(changed))
+            except ValidationError as error:
+                wrong = "; ".join(f"{'.'.join(map(str, e['loc'][:1]))}: {e['msg']}" for e in error.errors())
+                raise ValueError(f"fast: {wrong}") from error
+        return self
 
 
 class JointText(Section):

@@ -93,5 +93,8 @@ class Parametrisation:
 
 def _rows(sigma: Tensor | float, like: Tensor) -> Tensor:
     """sigma as a tensor that broadcasts over the non-batch axes of `like`."""
-    tensor = torch.as_tensor(sigma, dtype=like.dtype, device=like.device)
+    if not isinstance(sigma, Tensor):
+        # On the CPU, where kernels take it as a number: a copy to a GPU would make the host wait.
+        return torch.tensor(sigma, dtype=like.dtype)
+    tensor = sigma.to(like)
     return tensor.view(-1, *(1,) * (like.ndim - 1)) if tensor.ndim == 1 and like.ndim > 1 else tensor

@@ -147,6 +147,10 @@ class Family(nn.Module, ABC):
         """
         raise ConfigError(f"a {self.name} model cannot be grown from a smaller one", hint="train it with `hpdm train`")
 
+    def exact_prefix(self, options: SampleSection) -> bool:
+        """Whether a request for fewer frames makes exactly the first frames of the whole video, for less work."""
+        return False
+
     def compile_units(self) -> Sequence[nn.Module]:
         """The repeated blocks: compiled, checkpointed and sharded one by one, from outside."""
         return ()

@@ -25,7 +25,7 @@ from hpdm_core.families.prompts import Prompts, prompt_notes, prompts_of, text_t
 from hpdm_core.families.registry import family_sections
 from hpdm_core.families.weights import LoadedModel
 from hpdm_core.nn.devices import compile_units, pick_device
-from hpdm_core.nn.precision import autocast, matmul_precision
+from hpdm_core.nn.precision import autocast, matmul_precision, products_in_bf16
 from hpdm_core.rng import numpy_stream
 from hpdm_core.sampling.engine import Progress, run_plan
 from hpdm_core.sampling.stage import Outline, Request
@@ -97,7 +97,8 @@ def iterate_samples(
     classes: names (or "all"); seed k takes classes[k mod len]. Empty: a class drawn from seed k.
     prompts: texts, of which seed k takes prompts[k mod len], or the text by seed. Empty: no condition.
     negative: a text that guidance leads away from; it needs a guidance other than 1.
-    frames, size: what to make; None is the model's largest. options: keys of the config's `sample` section.
+    frames, size: what to make; None is the model's largest, and fewer frames than it has are its first ones.
+    options: keys of the config's `sample` section.
     Raises ConfigError for what the model cannot make, EnvironmentProblem for an absent device.
     """
     device = pick_device(device)
@@ -110,25 +111,34 @@ def iterate_samples(
     model.family.to(device)
     if section.compile:
         compile_units(model.family.compile_units())
-    for start in range(0, len(seeds), batch):
-        rows = slice(start, start + batch)
-        request = Request(
-            tuple(seeds[rows]),
-            None if labels is None else tuple(labels[rows]),
-            None if texts is None else tuple(texts[rows]),
-            frames=frames,
-            size=size,
-            device=device,
-            negatives=(negative,) * len(seeds[rows]) if negative else None,
-        )
-        report = None if on_progress is None else _bound(on_progress, request.seeds)
-        with matmul_precision(section.precision), autocast(device, section.precision):
-            video = run_plan(model.family.plan(request, section), request.seeds, device, report)
-        pixels = to_uint8(video).cpu().numpy()
-        for row, seed in enumerate(request.seeds):
-            label = None if request.labels is None else request.labels[row]
-            prompt = "" if request.prompts is None else request.prompts[row]
-            yield Sample(seed, pixels[row], label, class_name(model, label), prompt)
+    with products_in_bf16(model.family.compile_units(), section.precision):
+        for start in range(0, len(seeds), batch):
+            rows = slice(start, start + batch)
+            request = Request(
+                tuple(seeds[rows]),
+                None if labels is None else tuple(labels[rows]),
+                None if texts is None else tuple(texts[rows]),
+                frames=frames,
+                size=size,
+                device=device,
+                negatives=(negative,) * len(seeds[rows]) if negative else None,
+            )
+            report = None if on_progress is None else _bound(on_progress, request.seeds)
+            pixels = _pixels(model, request, section, report)
+            for row, seed in enumerate(request.seeds):
+                label = None if request.labels is None else request.labels[row]
+                prompt = "" if request.prompts is None else request.prompts[row]
+                yield Sample(seed, pixels[row], label, class_name(model, label), prompt)
+
+
+def _pixels(
+    model: LoadedModel, request: Request, section: SampleSection, report: Callable[[Progress], None] | None
+) -> np.ndarray:
+    """The videos of a request, uint8 [B, T, H, W, 3]."""
+    device = request.device
+    with matmul_precision(section.precision), autocast(device, section.precision):
+        video = run_plan(model.family.plan(request, section), request.seeds, device, report)
+    return to_uint8(video).cpu().numpy()
 
 
 def outline(model: LoadedModel, *, frames: int | None, size: tuple[int, int] | None, **options: Any) -> Outline:
@@ -137,6 +147,17 @@ def outline(model: LoadedModel, *, frames: int | None, size: tuple[int, int] | N
     prompts = None if text_tokens(model) is None else ("any",)
     request = Request((0,), (0,) if conditional else None, prompts, frames=frames, size=size)
     return model.family.outline(request, sample_options(model, options))
+
+
+def enough_frames(model: LoadedModel, needed: int, **options: Any) -> int | None:
+    """How many frames to ask for where only the first `needed` are looked at: None for the whole video.
+
+    The frames are the same either way; fewer are made where the model can make them alone.
+    """
+    if not model.family.exact_prefix(sample_options(model, options)):
+        return None
+    whole = outline(model, frames=None, size=None, **options).frames
+    return needed if needed < whole else None
 
 
 def sample_options(model: LoadedModel, changes: dict[str, Any]) -> SampleSection:

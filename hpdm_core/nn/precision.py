@@ -6,12 +6,12 @@ by accident.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Precision = Literal["fp32", "tf32", "bf16"]
 
@@ -50,3 +50,25 @@ def residual_dtype(dtype: torch.dtype) -> Iterator[None]:
 def to_residual(x: Tensor) -> Tensor:
     """`x` in the dtype that the streams between layers are kept in."""
     return x.to(_residual)
+
+
+@contextmanager
+def products_in_bf16(units: Iterable[nn.Module], precision: Precision) -> Iterator[None]:
+    """Inside, linear layers of `units` hold the bf16 weights that autocast would else make in every call: same results.
+
+    Nothing changes unless `precision` is bf16, nor for layers that are being trained.
+    """
+    layers = [m for unit in units for m in unit.modules() if isinstance(m, nn.Linear)] if precision == "bf16" else []
+    held: dict[nn.Linear, dict[str, nn.Parameter | None]] = {}
+    for layer in layers:
+        if layer not in held and not layer.weight.requires_grad:
+            held[layer] = dict(layer._parameters)
+    try:
+        for layer, own in held.items():
+            for name, parameter in own.items():
+                if parameter is not None:
+                    layer._parameters[name] = nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False)
+        yield
+    finally:
+        for layer, own in held.items():
+            layer._parameters.update(own)

@@ -98,14 +98,20 @@ class Pyramid:
         return all(low <= o <= high for o, (low, high) in zip(offset, bounds, strict=True))
 
     def level_of(self, frames: int | None, size: tuple[int, int] | None) -> int:
-        """The level whose grid is `frames` x `size`; None means any. ConfigError lists the choices."""
-        for level in reversed(range(self.num_levels)):
-            t, h, w = self.extent(level)
-            if (frames is None or frames == t) and (size is None or tuple(size) == (h, w)):
+        """The level that shows `frames` frames of `size` (height, width); None means any.
+
+        The level of exactly this length and size; else the finest of this size, whose first frames are meant. A
+        length alone never chooses a level. ConfigError lists the choices.
+        """
+        fitting = [k for k in range(self.num_levels) if size is None or tuple(size) == self.extent(k)[1:]]
+        for level in fitting if size is not None else ():
+            if frames == self.extent(level)[0]:
                 return level
+        if fitting and (frames is None or frames <= self.extent(fitting[-1])[0]):
+            return fitting[-1]
         wanted = f"{frames if frames else 'any number of'} frames of {f'{size[0]}x{size[1]}' if size else 'any size'}"
-        sizes = ", ".join("x".join(map(str, self.extent(level))) for level in range(self.num_levels))
-        raise ConfigError(f"this model cannot make {wanted}", hint=f"it makes (frames x height x width): {sizes}")
+        sizes = ", ".join("{} frames of {}x{}".format(*self.extent(level)) for level in range(self.num_levels))
+        raise ConfigError(f"this model cannot make {wanted}", hint=f"it makes up to {sizes}")
 
     def _centred_parent(self, level: int, offset: tuple[int, ...]) -> tuple[int, ...]:
         parent = []

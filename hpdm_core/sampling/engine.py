@@ -68,5 +68,9 @@ def run_stage(
 def _noise(stage: Stage, name: str, step: int, seeds: Sequence[int], device: torch.device | str) -> Tensor:
     """Standard normal [B, ...] for one component; step -1 is the starting noise."""
     purpose = f"sample/{stage.name}/{name}"
-    rows = [torch.randn(stage.shapes[name], generator=torch_stream(seed, purpose, step + 1)) for seed in seeds]
-    return torch.stack(rows).to(device)
+    shape = stage.shapes[name]
+    rows = [
+        torch.randn(stage.drawn.get(name, shape), generator=torch_stream(seed, purpose, step + 1)) for seed in seeds
+    ]
+    part = tuple(slice(side) for side in shape)
+    return torch.stack([row[part] for row in rows]).to(device)

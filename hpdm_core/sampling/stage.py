@@ -50,6 +50,7 @@ class Stage:
 
     shapes: per component, the shape of one row (no batch axis).
     sigmas: float64 [num_steps + 1], decreasing, last 0. calls: network calls the solver will make.
+    drawn: per component, the larger shape whose noise the state takes its first part from, along every axis.
     """
 
     name: str
@@ -58,11 +59,15 @@ class Stage:
     sigmas: Tensor
     solver: Solver
     calls: int
+    drawn: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class StageOutline:
-    """The cost of one stage for one video."""
+    """The cost of one stage for one video.
+
+    tiles: of one call, the mean over the calls rounded up where they differ. tile_calls: of all calls.
+    """
 
     name: str
     frames: int
@@ -72,6 +77,11 @@ class StageOutline:
     tiles: int
     calls: int
     block_evals: int
+    tile_calls: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.tile_calls:
+            object.__setattr__(self, "tile_calls", self.tiles * self.calls)
 
 
 @dataclass(frozen=True)

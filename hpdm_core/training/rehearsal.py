@@ -45,15 +45,14 @@ BLOCK = 512
 """The GPU allocator hands out multiples of this many bytes."""
 CPU = torch.device("cpu")
 _ATEN = torch.ops.aten
-FORMULAS = {
-    # The CPU's own attention kernel, which not every release of PyTorch counts.
+CPU_FORMULAS = {
     _ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[_ATEN._scaled_dot_product_flash_attention],
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
         _ATEN._scaled_dot_product_flash_attention_backward
     ],
-    **flop_registry,
 }
-"""FLOPs by operator, 2 per multiply-add."""
+"""FLOPs of the CPU's own attention kernel, which not every release of PyTorch counts."""
+FORMULAS = {**CPU_FORMULAS, **flop_registry}
 
 
 @dataclass(frozen=True)

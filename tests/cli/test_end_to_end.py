@@ -170,3 +170,29 @@ def test_a_place_that_cannot_be_written_is_one_line(folder: Path, here) -> None:
     result = here("sample --ckpt runs/hpdm-smoke --num 1 --level 0 --out file/samples --device cpu")
     assert result.exit_code == 2
     assert "file" in result.stderr.splitlines()[-1]
+
+
+def test_the_first_frames_are_those_of_the_whole_video(folder: Path, here) -> None:
+    for out, extra in (("whole", ""), ("first", " --frames 2")):
+        result = here(f"sample --ckpt runs/hpdm-smoke --format npz --out {out}{extra}")
+        assert result.exit_code == 0, result.output
+    whole, first = (read_npz(folder / out / "seed_000000.npz")[0] for out in ("whole", "first"))
+    assert first.shape[0] == 2
+    assert np.array_equal(first, whole[:2])
+
+
+def test_more_frames_than_the_model_makes_are_refused_with_its_lengths(here) -> None:
+    result = here("sample --ckpt runs/hpdm-smoke --frames 100 --dry-run")
+    assert result.exit_code == 2
+    assert "8 frames of 32x32" in result.output
+
+
+def test_fast_takes_fewer_calls_and_a_budget_needs_a_table(here) -> None:
+    slow, fast = (here(f"sample --ckpt runs/hpdm-smoke --dry-run{flag}").output for flag in ("", " --fast"))
+    assert "3 steps of heun" in slow
+    assert "1 steps of heun" in fast
+    assert here("sample --ckpt runs/hpdm-smoke --fast --steps 2 --dry-run").output.count("2 steps of") == 3
+    refused = here("sample --ckpt runs/hpdm-smoke --budget 5s")
+    assert refused.exit_code == 2
+    assert "no sampling settings were measured" in refused.output
+    assert here("sample --ckpt runs/hpdm-smoke --budget 5s --fast").exit_code == 2

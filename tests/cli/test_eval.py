@@ -12,6 +12,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from hpdm_cli.app import app
+from hpdm_core import load_model, sample
 from hpdm_core.config.load import plain_config
 from hpdm_core.families.registry import build_family, load_run_config
 from hpdm_core.families.weights import WeightsHeader, save_weights
@@ -257,6 +258,22 @@ def test_a_level_is_scored_against_real_clips_of_its_size_and_stride(checkpoint:
     assert (wrong.exit_code, "level 3 does not exist" in wrong.stderr) == (2, True)
     wrong = hpdm("eval-fvd", "--fake", tmp_path / "real.npz", "--level", 0, *args)
     assert (wrong.exit_code, "--level needs a model" in wrong.stderr) == (2, True)
+
+
+def test_a_checkpoint_makes_only_the_frames_that_are_scored(checkpoint: Path, tmp_path: Path) -> None:
+    """Two of eight frames, with the score that the first two frames of whole videos get."""
+    np.savez(tmp_path / "real.npz", videos(0, 3, frames=8, size=32))
+    whole = sample(load_model(checkpoint), num=3, device="cpu")
+    np.savez(tmp_path / "whole.npz", np.stack([item.video for item in whole]))
+    results = []
+    for number, fake in enumerate((checkpoint, tmp_path / "whole.npz")):
+        out = tmp_path / f"{number}.json"
+        args = ("--detector", TOY, "--n", 3, "--json", out, "--set", "clip.frames=2")
+        done = hpdm("eval-fvd", "--real", tmp_path / "real.npz", "--fake", fake, *args)
+        assert done.exit_code == 0, done.output
+        results.append(json.loads(out.read_text()))
+    assert results[0]["fake"]["frames"] == 2
+    assert results[0]["metrics"]["fvd"]["value"] == results[1]["metrics"]["fvd"]["value"]
 
 
 def test_compare_refuses_what_what_was_not_measured_alike(real: Path, fake: Path, tmp_path: Path) -> None:

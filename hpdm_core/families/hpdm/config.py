@@ -105,13 +105,17 @@ class HpdmSample(SampleSection):
 
     steps: the paper's 128 at level 0, halved per level. solver: Heun with churn at level 0, Euler later.
     overlap: `spatial` is what the paper reports metrics with, `full` what it shows.
+    phases: with `together` every step averages overlapping windows; with `alternate` those that lie side by side and
+    those in between take turns, step by step: a third of the calls, and what is a seam in one step is none in the next.
     guidance: 1 is the plain conditional model. guidance_low: at every second noise level of a stage guide by this
     weight instead (oscillating guidance, Imagen Video). dynamic_threshold: clip clean estimates at this quantile of
     their size and divide them by it, where it is beyond 1 (Imagen).
     context_sigma: noise level of coarse levels as context.
     cache: keep coarse features per tile; off recomputes the exact nested chain for every tile and step.
-    chunk: tiles per network call (padded, so that results do not depend on how many videos are made at
-    once); null takes one video's tiles, at most 64. clip: keep clean estimates within [-1, 1].
+    chunk: tiles per network call, one number or one per level (padded, so that results do not depend on how many
+    videos are made at once); null takes the tiles of one window in time, at most 64, on a CPU as many as its caches
+    hold. graphs: replay network calls as CUDA graphs, for small models or few tiles; nothing on a CPU.
+    clip: keep clean estimates within [-1, 1].
     level: stop there; null goes on to the size that was asked for, or the finest.
     """
 
@@ -120,13 +124,15 @@ class HpdmSample(SampleSection):
     churn: Annotated[float, Field(ge=0.0)] = 40.0
     eta: Fraction = 0.0
     overlap: Overlap = "spatial"
+    phases: Literal["together", "alternate"] = "together"
     window: Literal["uniform", "smooth"] = "uniform"
     guidance: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0,)
     guidance_low: float | None = None
     dynamic_threshold: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     context_sigma: Positive = 0.002
     cache: bool = True
-    chunk: Count | None = None
+    chunk: Count | Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    graphs: bool = False
     clip: bool = False
     level: Annotated[int, Field(ge=0)] | None = None
 
@@ -138,3 +144,8 @@ class HpdmSample(SampleSection):
             self.overlap in ("spatial", "full"),
             self.overlap in ("spatial", "full"),
         )
+
+    @property
+    def exact_prefix(self) -> bool:
+        """Whether the first frames of a video do not depend on the later ones."""
+        return not self.overlap_axes[0] and self.dynamic_threshold is None

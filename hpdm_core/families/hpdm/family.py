@@ -113,6 +113,11 @@ class HpdmFamily(ConditionedFamily):
         assert isinstance(options, HpdmSample)
         return Cascade(self, request, options).outline()
 
+    def exact_prefix(self, options: SampleSection) -> bool:
+        """Yes, unless tiles overlap in time."""
+        assert isinstance(options, HpdmSample)
+        return options.exact_prefix
+
     def plan(self, request: Request, options: SampleSection) -> Generator[Stage, State, Tensor]:
         """The coarse-to-fine cascade (HPDM §3.4)."""
         assert isinstance(options, HpdmSample)

@@ -121,19 +121,33 @@ def test_the_hint_names_the_nearest_extent():
     assert "32" in error.value.hint
 
 
-def test_sizes_and_lengths_choose_the_level():
+def test_sizes_choose_the_level_and_lengths_only_where_they_make_one_with_the_size():
     assert UCF.level_of(None, None) == 2
-    assert UCF.level_of(32, None) == 1
     assert UCF.level_of(None, (64, 64)) == 0
     assert UCF.level_of(64, (256, 256)) == 2
-    # Time saturates at the last level: without a size, the finest level of that length.
+    # A length alone means the first frames of the finest level, also where a coarser one is as long.
+    assert UCF.level_of(32, None) == 2
+    assert UCF.level_of(16, (256, 256)) == 2
     assert SATURATING.level_of(64, None) == 3
     assert SATURATING.level_of(64, (256, 256)) == 2
     with pytest.raises(ConfigError, match="100x100") as error:
         UCF.level_of(None, (100, 100))
-    assert "32x128x128" in error.value.hint
-    with pytest.raises(ConfigError):
-        UCF.level_of(16, (256, 256))
+    assert "32 frames of 128x128" in error.value.hint
+
+
+def test_levels_of_one_size_are_told_apart_by_their_length():
+    slow = Pyramid((64, 32, 32), (8, 16, 16))
+    assert [slow.extent(level)[0] for level in range(4)] == [8, 16, 32, 64]
+    assert slow.level_of(16, (32, 32)) == 1
+    assert slow.level_of(20, (32, 32)) == 3
+    assert slow.level_of(16, None) == 3
+
+
+@pytest.mark.parametrize(("frames", "size"), [(65, None), (33, (128, 128)), (17, (64, 64))])
+def test_more_frames_than_a_level_has_are_refused_with_what_there_is(frames, size):
+    with pytest.raises(ConfigError, match=f"cannot make {frames} frames") as error:
+        UCF.level_of(frames, size)
+    assert error.value.hint == "it makes up to 16 frames of 64x64, 32 frames of 128x128, 64 frames of 256x256"
 
 
 def test_levels_outside_the_pyramid_are_refused():

@@ -130,3 +130,73 @@ def test_an_odd_side_cannot_overlap_by_half():
     assert len(TileGrid(odd, 1, NONE)) == 8
     with pytest.raises(ConfigError, match="3"):
         len(TileGrid(odd, 1, SPATIAL))
+
+
+def alternating(pyramid, level, overlap=SPATIAL, window="uniform"):
+    return TileGrid(pyramid, level, overlap, window).phases()
+
+
+@pytest.mark.parametrize(
+    ("level", "counts"),
+    [(1, (2 * 2 * 2, 2 * 3 * 3)), (2, (4 * 4 * 4, 4 * 5 * 5)), (3, (8 * 8 * 8, 8 * 9 * 9))],
+)
+def test_phases_take_few_tiles(level, counts):
+    assert tuple(len(grid) for grid in alternating(T2V, level)) == counts
+
+
+def test_the_odd_phase_is_shifted_by_half_a_patch_with_whole_patches_at_the_borders():
+    even, odd = alternating(Pyramid((1, 1, 32), (1, 1, 8)), 2)
+    assert even.starts[2] == (0, 8, 16, 24)
+    assert odd.starts[2] == (0, 4, 12, 20, 24)
+    assert odd.starts[:2] == ((0,), (0,))
+
+
+@pytest.mark.parametrize("window", ["uniform", "smooth"])
+@pytest.mark.parametrize("overlap", [SPATIAL, TIME, FULL])
+@pytest.mark.parametrize("pyramid", [SMALL, SATURATING])
+def test_a_translation_equivariant_denoiser_does_not_notice_the_phases(pyramid, overlap, window):
+    """Steps that alternate between phases give what steps on the untiled canvas give; each phase covers it."""
+
+    def denoiser(x):
+        return (x.square() - 3 * x * x.roll(1, dims=1)).remainder(41)
+
+    for level in range(pyramid.num_levels):
+        tiled = untiled = torch.randint(-40, 41, (2, 3, *pyramid.extent(level))).float()
+        for step in range(4):
+            grid = alternating(pyramid, level, overlap, window)[step % 2]
+            assert (grid.coverage > 0).all()
+            untiled = denoiser(untiled)
+            tiled = grid.merge(denoiser(grid.gather(tiled))).round()
+        assert torch.equal(tiled, untiled)
+
+
+@pytest.mark.parametrize("overlap", [SPATIAL, TIME, FULL])
+@pytest.mark.parametrize("pyramid", [UCF, T2V, SMALL, SATURATING])
+def test_tiles_of_every_phase_have_a_containing_parent_and_are_tiles_of_the_whole_grid(pyramid, overlap):
+    for level in range(1, pyramid.num_levels):
+        coarser, whole = TileGrid(pyramid, level - 1, overlap), TileGrid(pyramid, level, overlap)
+        known = {tuple(o) for o in whole.offsets}
+        found = set()
+        for grid in alternating(pyramid, level, overlap):
+            for tile, parent in zip(grid.offsets, grid.parents(coarser), strict=True):
+                assert pyramid.contains(level, tuple(coarser.offsets[parent]), tuple(tile))
+            found |= {tuple(o) for o in grid.offsets}
+        assert found <= known
+
+
+def test_the_first_frames_have_the_first_tiles_and_a_canvas_that_ends_with_them():
+    whole = TileGrid(UCF, 2, SPATIAL)
+    first = TileGrid(UCF, 2, SPATIAL, frames=17)
+    assert first.extent == (32, 256, 256)
+    assert len(first) == 2 * first.per_time == 2 * whole.per_time
+    assert np.array_equal(first.offsets, whole.offsets[: len(first)])
+    canvas = torch.randn(1, 1, *whole.extent, generator=torch.Generator().manual_seed(0))
+    part = first.merge(first.gather(canvas[:, :, :32]).square())
+    assert torch.equal(part, whole.merge(whole.gather(canvas).square())[:, :, :32])
+
+
+def test_some_rows_are_gathered_like_all():
+    for grid in (TileGrid(SMALL, 2, FULL), *alternating(SMALL, 2, FULL)):
+        canvas = torch.randn(2, 3, *SMALL.extent(2))
+        rows = torch.tensor([0, len(grid) - 1, len(grid), 2 * len(grid) - 1, 1, 1])
+        assert torch.equal(grid.gather_rows(canvas, rows), grid.gather(canvas)[rows])

@@ -9,7 +9,7 @@ from hpdm_core.families.registry import build_family, load_run_config
 from hpdm_core.rng import BatchStreams
 from hpdm_core.training.estimate import estimate, level_flops, verdict
 from hpdm_core.training.measured import CALIBRATION, STEPS, WORKSPACE, fastest
-from hpdm_core.training.rehearsal import Rehearsal, StepCost, empty_batch
+from hpdm_core.training.rehearsal import CPU_FORMULAS, Rehearsal, StepCost, empty_batch
 from hpdm_core.training.source import class_condition, with_classes
 
 GIB = 2**30
@@ -37,7 +37,7 @@ def test_flops_are_those_of_a_real_step(preset: str) -> None:
     batch = empty_batch(family.view(phase.name), 2)
     for video in batch.videos.values():
         video.zero_()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=CPU_FORMULAS) as counter:
         family(phase.roles[0].name, batch, BatchStreams(rehearsal.config.train.seed, [0, 1])).total.backward()
     assert cost.total_flops * 2 == pytest.approx(counter.get_total_flops(), rel=1e-9)
     own = sum(parameter.numel() for parameter in family.parameters())
@@ -103,7 +103,8 @@ def test_measured_peaks_that_calibrated_nothing_are_met_within_a_tenth(row) -> N
     overrides = (*row.overrides, f"train.precision={row.precision}")
     cost = last_step(Rehearsal(config_of(row.preset, *overrides)), row.batch)
     assert (cost.bytes + WORKSPACE) / GIB == pytest.approx(row.gib, rel=0.10)
-    assert cost.total_flops / 1e12 == pytest.approx(row.tflop, rel=0.002)
+    # Interpolating the plane in one product costs 0.3 % more than the code that was measured.
+    assert cost.total_flops / 1e12 == pytest.approx(row.tflop, rel=0.004)
 
 
 def test_an_estimate_says_what_would_make_it_fit() -> None:

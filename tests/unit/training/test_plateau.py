@@ -85,7 +85,10 @@ def test_the_best_checkpoint_outlives_the_newest_ones(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "CheckpointHook", Seen)
-        fit(CONFIG, ToySource(), tmp_path / "run", device="cpu")
+        config = toy_config(
+            {"plateau": (2, 2)}, max_steps=14, checkpoint_every_steps=5, keep_checkpoints=1, async_checkpoint=False
+        )
+        fit(config, ToySource(), tmp_path / "run", device="cpu")
     assert kept == [[2], [4], [4, 5], [4, 6], [4, 8], [10]]
 
 

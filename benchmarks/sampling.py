@@ -1,0 +1,313 @@
+"""Sampling: how long a video takes, and what fewer calls cost in quality.
+
+    python -m benchmarks.sampling speed --preset ucf101-m --json results/sampling_speed.json
+    python -m benchmarks.sampling quality --ckpt RUN --data STORE --json results/sampling_quality.json --table RUN_TABLE
+
+`speed` needs no weights: random ones take as long. It reports seconds per level (preparing fusion terms apart), ms per
+step, tiles per second and peak memory, for one video and for batches, beside a plain loop over tiles. `quality` samples
+a trained model at many settings and reports, by level, a Fréchet distance on random features (levels.py; comparable
+within the table only) and seam ratios, with network calls and the seconds of one video. `--table` also writes
+what `hpdm sample --budget` reads: put it beside the weights as sampling.json. Rows that a file holds are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.machine import machine_facts, write_json
+from benchmarks.plain_tiles import plain_tiles
+from hpdm_core.families.base import Family
+from hpdm_core.families.generate import outline, sample_options
+from hpdm_core.families.registry import build_family, load_run_config
+from hpdm_core.families.weights import LoadedModel, WeightsHeader, load_model
+from hpdm_core.metrics.seams import AXES, seam_ratio, tile_borders
+from hpdm_core.nn.devices import compile_units
+from hpdm_core.nn.precision import autocast, matmul_precision, products_in_bf16
+from hpdm_core.sampling.engine import run_stage
+from hpdm_core.sampling.stage import Request
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """One timed setting. mode: `plain` (a loop over tiles), `eager`, `compiled`, `graphs` or `compiled+graphs`."""
+
+    name: str
+    mode: str = "eager"
+    precision: str = "bf16"
+    batch: int = 1
+    frames: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """What tells rows of a file apart."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def speed_rows(fast: dict[str, Any]) -> list[SpeedRow]:
+    """What is fastest first, the paper's setting in every arithmetic after it, the plain loop last."""
+    turns = {"phases": "alternate", "steps": [32, 16, 12, 8], "solver": ["dpmpp_2m", "euler"]}
+    return [
+        *(SpeedRow(name, "compiled", "bf16", options=o) for name, o in (("alternate", turns), ("fast", fast))),
+        *(SpeedRow(name, "compiled+graphs", "bf16", options=o) for name, o in (("alternate", turns), ("fast", fast))),
+        SpeedRow("paper", "compiled"),
+        SpeedRow("first 16 frames", "compiled", frames=16),
+        SpeedRow("paper", "eager"),
+        SpeedRow("fast", "eager", options=fast),
+        SpeedRow("fast", "graphs", options=fast),
+        SpeedRow("fast", "compiled", batch=4, options=fast),
+        SpeedRow("fast", "compiled", batch=4, options={**fast, "chunk": [4, 36, 64]}),
+        SpeedRow("fast", "compiled", "tf32", options=fast),
+        SpeedRow("paper", "compiled", "tf32"),
+        SpeedRow("paper", "plain"),
+    ]
+
+
+def measure_speed(row: SpeedRow, preset: str, device: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Run the setting once to warm up (one step a level), then once in full."""
+    config = load_run_config(preset, tuple(overrides))
+    with torch.device(device):
+        family = build_family(config).eval().requires_grad_(False)
+    model = LoadedModel(family, config, WeightsHeader({}), Path("random"), "")
+    if row.mode.startswith("compiled"):
+        compile_units(family.compile_units())
+    changes = {"precision": row.precision, "graphs": "graphs" in row.mode, **row.options}
+    with contextlib.ExitStack() as stack:
+        if row.mode == "plain":
+            stack.enter_context(plain_tiles())
+        stack.enter_context(products_in_bf16(family.compile_units(), row.precision))  # type: ignore[arg-type]
+        for steps in ({"steps": [2, 2]}, {}):  # two steps meet both phases
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            levels = timed_levels(model, row, device, {**changes, **steps})
+    total = sum(level["setup_s"] + level["seconds"] for level in levels)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
+    return {
+        **asdict(row), "key": row.key, "preset": preset, "levels": levels, "seconds": total,
+        "seconds_per_video": total / row.batch, "memory_gib": peak,
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def timed_levels(model: LoadedModel, row: SpeedRow, device: str, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Seconds of every level of one batch of videos, waiting for the device between levels only."""
+    section, seeds = sample_options(model, options), tuple(range(row.batch))
+    classes = (0,) * row.batch if getattr(model.family, "labels", None) is not None else None
+    request = Request(seeds, classes, frames=row.frames, device=device)
+    stages = model.family.outline(request, section).stages
+    levels = []
+    with matmul_precision(section.precision), autocast(device, section.precision):
+        plan = model.family.plan(request, section)
+        started = now(device)
+        stage = next(plan)
+        for planned in stages:
+            ready = now(device)
+            state = run_stage(stage, seeds, device)
+            done = now(device)
+            calls = planned.tile_calls * row.batch
+            levels.append({
+                "name": planned.name, "tiles": planned.tiles, "steps": planned.steps, "tile_calls": calls,
+                "setup_s": ready - started, "seconds": done - ready, "step_ms": (done - ready) / planned.steps * 1e3,
+                "tiles_per_s": calls / (done - ready),
+            })  # fmt: skip
+            started = now(device)
+            with contextlib.suppress(StopIteration):
+                stage = plan.send(state)
+    return levels
+
+
+def now(device: str) -> float:
+    """The time when the device has nothing left to do."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def show_speed(result: dict[str, Any]) -> str:
+    """One line of the table."""
+    levels = "  ".join(
+        f"{level['name']} {level['setup_s']:.2f}+{level['seconds']:.2f}s ({level['step_ms']:.0f} ms, {level['tiles']}t)"
+        for level in result["levels"]
+    )
+    return (
+        f"{result['name']:16s} {result['mode']:16s} {result['precision']:5s} b{result['batch']:<2d} "
+        f"{result['seconds_per_video']:8.2f} s/video {result['memory_gib']:6.1f} GiB  {levels}"
+    )
+
+
+TILINGS: dict[str, dict[str, Any]] = {
+    "none": {"overlap": "none"},
+    "spatial": {"overlap": "spatial"},
+    "spatial smooth": {"overlap": "spatial", "window": "smooth"},
+    "full": {"overlap": "full"},
+    "alternate": {"overlap": "spatial", "phases": "alternate"},
+    "alternate smooth": {"overlap": "spatial", "phases": "alternate", "window": "smooth"},
+    "alternate full": {"overlap": "full", "phases": "alternate"},
+}
+
+
+def quality_settings(steps: str, solvers: str, tilings: str) -> list[tuple[str, dict[str, Any]]]:
+    """Every combination, the first of each list being the reference: names and options."""
+    found = []
+    for s, solver, tiling in itertools.product(steps.split(";"), solvers.split(";"), tilings.split(";")):
+        options = {"steps": [int(n) for n in s.split(",")], "solver": solver.split(","), **TILINGS[tiling]}
+        found.append((f"{s} | {solver} | {tiling}", options))
+    return found
+
+
+def measure_quality(
+    model: LoadedModel, reals: list[np.ndarray], real_features: list[np.ndarray], features: Any,
+    options: dict[str, Any], batch: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Distance and seams by level, with the cost of one video."""
+    from benchmarks.levels import rfd, sample_levels
+    from hpdm_core.families.settings import seconds_of
+
+    device = str(next(model.family.parameters()).device)
+    fakes = sample_levels(model, range(len(reals[0])), batch=batch, **options)
+    plan = outline(model, frames=None, size=None, **options)
+    overlap = sample_options(model, options).overlap_axes  # type: ignore[attr-defined]
+    return {
+        "options": options,
+        "rfd": [rfd(real, features(fake)) for real, fake in zip(real_features, fakes, strict=True)],
+        "seams": [seams(model.family, fake, overlap) for fake in fakes],
+        "real_seams": [seams(model.family, real, overlap) for real in reals],
+        "calls": sum(stage.tile_calls for stage in plan.stages),
+        "calls_by_level": [stage.tile_calls for stage in plan.stages],
+        "block_evals": sum(stage.block_evals for stage in plan.stages),
+        "seconds": seconds_of(model, device, {**options, "precision": precision_on(device)}),
+    }
+
+
+def seams(family: Family, videos_NTHWC: np.ndarray, overlap: tuple[bool, bool, bool]) -> float:
+    """The strongest axis' seam ratio at the edges of tiles, mean over videos; 1 is none."""
+    patch = family.pyramid.patch  # type: ignore[union-attr]
+    borders = {
+        axis: tile_borders(length, part, part // 2 if shared else part)
+        for axis, length, part, shared in zip(AXES, videos_NTHWC.shape[1:4], patch, overlap, strict=True)
+    }
+    ratios = [seam_ratio(video, borders).ratios for video in videos_NTHWC]  # type: ignore[arg-type]
+    by_axis = [float(np.mean([r[axis] for r in ratios])) for axis in AXES if axis in ratios[0]]
+    return max(by_axis, default=1.0)
+
+
+def precision_on(device: str) -> str:
+    """bf16 on a GPU, as levels.py samples."""
+    return "bf16" if device.startswith("cuda") else "fp32"
+
+
+def show_quality(name: str, row: dict[str, Any]) -> str:
+    """One line of the table."""
+    levels = "  ".join(f"{d:8.2f} ({s:.3f})" for d, s in zip(row["rfd"], row["seams"], strict=True))
+    return f"{name:44s} {row['calls']:7,d} calls {row['seconds']:7.2f} s  rFD (seams) {levels}"
+
+
+def budget_table(model: LoadedModel, rows: list[dict[str, Any]], num: int) -> dict[str, Any]:
+    """What `hpdm sample --budget` reads: all rows, and a probe that tells how fast a machine is."""
+    from hpdm_core.families.settings import seconds_of
+
+    device = str(next(model.family.parameters()).device)
+    probe = {"steps": [4, 1], "level": min(1, len(rows[0]["rfd"]) - 1), "precision": precision_on(device)}
+    return {
+        "model_sha256": model.sha256,
+        "machine": machine_facts()["device"],
+        "distance": f"rFD of {num} videos at the finest level",
+        "probe": {"options": probe, "seconds": seconds_of(model, device, probe)},
+        "rows": [
+            {"options": {**row["options"], "precision": probe["precision"]}, "frechet": row["rfd"][-1],
+             "calls": row["calls"], "seconds": row["seconds"]}
+            for row in rows
+        ],
+    }  # fmt: skip
+
+
+def kept_rows(path: Path | None) -> list[dict[str, Any]]:
+    """Rows that an earlier, interrupted command wrote."""
+    return json.loads(path.read_text())["rows"] if path is not None and path.is_file() else []
+
+
+def run_speed(args: argparse.Namespace) -> None:
+    """The table of times."""
+    started, results = time.perf_counter(), kept_rows(args.json)
+    fast = load_run_config(args.preset, tuple(args.overrides)).sample.fast
+    rows = speed_rows(dict(fast) or {"steps": [8, 4, 2], "phases": "alternate"})
+    for row in (row for row in rows if row.mode in args.modes.split(",")):
+        old = next((r for r in results if r["key"] == row.key), None)
+        if old is None and time.perf_counter() - started > args.deadline:
+            print(f"{row.name} {row.mode}: not run, past the deadline", flush=True)
+            continue
+        if old is None:
+            try:
+                results.append(measure_speed(row, args.preset, args.device, args.overrides))
+            except torch.OutOfMemoryError:
+                print(f"{row.name} {row.mode}: out of memory", flush=True)
+                continue
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.compiler.reset()
+        print(show_speed(old or results[-1]), flush=True)
+        write_json(args.json, results)
+
+
+def run_quality(args: argparse.Namespace) -> None:
+    """The table of distances."""
+    from benchmarks.levels import RandomFeatures, real_levels
+    from hpdm_core.data.store import VideoStore
+
+    started, results = time.perf_counter(), kept_rows(args.json)
+    model = load_model(args.ckpt, device=args.device)
+    features = RandomFeatures(args.device)
+    reals, _, _ = real_levels(VideoStore.open(args.data), model.family.pyramid, args.num)  # type: ignore[union-attr]
+    real_features = [features(real) for real in reals]
+    for name, options in quality_settings(args.steps, args.solvers, args.tilings):
+        old = next((r for r in results if r["options"] == options), None)
+        if old is None and time.perf_counter() - started > args.deadline:
+            print(f"{name}: not run, past the deadline", flush=True)
+            continue
+        if old is None:
+            results.append(measure_quality(model, reals, real_features, features, options, args.batch))
+        print(show_quality(name, old or results[-1]), flush=True)
+        write_json(args.json, results, model_sha256=model.sha256, num=args.num)
+        if args.table is not None:
+            args.table.write_text(json.dumps(budget_table(model, results, args.num), indent=1) + "\n")
+
+
+def main() -> None:
+    """`speed` or `quality`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    speed, quality = commands.add_parser("speed"), commands.add_parser("quality")
+    for command, run in ((speed, run_speed), (quality, run_quality)):
+        command.set_defaults(run=run)
+        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        command.add_argument("--deadline", type=float, default=1e9, help="start no row after this many seconds")
+        command.add_argument("--json", type=Path)
+    speed.add_argument("--preset", default="ucf101-m")
+    speed.add_argument("--set", dest="overrides", action="append", default=[])
+    speed.add_argument("--modes", default="compiled+graphs,compiled,graphs,eager,plain", help="rows of these only")
+    quality.add_argument("--ckpt", type=Path, required=True)
+    quality.add_argument("--data", type=Path, required=True, help="a store; of clips not trained on, if there is one")
+    quality.add_argument("--num", type=int, default=256)
+    quality.add_argument("--batch", type=int, default=16)
+    quality.add_argument("--table", type=Path, help="write the settings table for --budget")
+    quality.add_argument("--steps", default="64,32,16;32,16,8;16,8,4;8,4,2")
+    quality.add_argument("--solvers", default="heun,euler;dpmpp_2m,euler;dpmpp_2m")
+    quality.add_argument("--tilings", default="spatial;none;alternate;alternate smooth")
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

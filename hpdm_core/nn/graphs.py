@@ -1,0 +1,67 @@
+"""CUDA graphs: capture a network call of static shapes once, then replay its kernels without the host's work.
+
+Graphs are kept with the module whose weights they read, for as long as those weights stay where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+WARMUP_CALLS = 2
+
+
+class Replay:
+    """`function(*inputs)` on a CUDA device as a graph; later calls copy their inputs to its places.
+
+    The result lies in the graph's memory: the next call overwrites it.
+    """
+
+    def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor | None]) -> None:
+        self.inputs = [None if tensor is None else tensor.clone() for tensor in inputs]
+        device = next(tensor.device for tensor in inputs if tensor is not None)
+        # Without autocast's cache of cast weights: it is emptied where autocast ends, the graph stays.
+        dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+        with torch.cuda.device(device), torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(WARMUP_CALLS):
+                    function(*self.inputs)
+            torch.cuda.current_stream().wait_stream(side)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.result = function(*self.inputs)
+
+    def __call__(self, inputs: Sequence[Tensor | None]) -> Any:
+        """The result for `inputs`, which have the shapes and types of those it was captured with."""
+        for place, tensor in zip(self.inputs, inputs, strict=True):
+            if place is not None and tensor is not None:
+                place.copy_(tensor)
+        self.graph.replay()
+        return self.result
+
+
+_kept: WeakKeyDictionary[nn.Module, tuple[Hashable, dict[Hashable, Replay]]] = WeakKeyDictionary()
+
+
+def replayed(module: nn.Module, key: Hashable, function: Callable[..., Any], inputs: Sequence[Tensor | None]) -> Any:
+    """`function(*inputs)`, which reads the weights of `module`, captured at the first call with this key and shapes.
+
+    key: tells functions of one module apart. The result is overwritten by the next call: use it before.
+    """
+    weights = tuple(p.data_ptr() for p in module.parameters())
+    if module not in _kept or _kept[module][0] != weights:
+        _kept[module] = (weights, {})
+    replays = _kept[module][1]
+    shapes = tuple(None if t is None else (t.shape, t.dtype) for t in inputs)
+    modes = (torch.is_autocast_enabled("cuda"), torch.get_float32_matmul_precision())
+    found = (key, shapes, modes)
+    if found not in replays:
+        replays[found] = Replay(function, inputs)
+        return replays[found](inputs)
+    return replays[found](inputs)
