@@ -88,12 +88,11 @@ def sample(
     whole video. Where a level is exactly --frames of --res, that level at its own frame rate is meant.
     """
     chosen_formats = _formats(formats)
-    from hpdm_core.families import generate
-    from hpdm_core.families.weights import SHIPPED_MODEL, load_model
+    from hpdm_core.families import generate, weights
 
+    model = weights.load_model(ckpt)
     if ckpt is None:
-        console.print_note(f"using the model in the box, {SHIPPED_MODEL.stem}: procedural shapes, nothing else")
-    model = load_model(ckpt)
+        console.print_note(f"using the model in the box, {weights.SHIPPED_MODEL.stem}: procedural shapes, nothing else")
     texts = _prompts(model, prompt or [], prompts, negative)
     if generate.text_tokens(model) is not None and not texts:
         console.print_note("no --prompt: the videos follow no text")

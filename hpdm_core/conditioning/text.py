@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hpdm_core.conditioning.clip import TextStates, import_open_clip, load_tower, tower_shape, tower_states
-from hpdm_core.conditioning.tokenizer import PAD, Prompt, Vocabulary, tower_numbers
+from hpdm_core.conditioning.tokenizer import NUM_MARKS, NUMBERS, PAD, Prompt, Vocabulary, tower_numbers
 from hpdm_core.config.schema import FrozenText, JointText, TextSection
 from hpdm_core.errors import ConfigError
 
@@ -44,14 +44,17 @@ class JointEncoder(nn.Module):
             pad_id=PAD,
         )
 
-    def forward(self, texts: Sequence[str]) -> TextStates:
-        """The normalised states of the last layer, on the device of the weights."""
-        device = self.tower.positional_embedding.device
-        ids = self.vocabulary.encode_rows(texts, self.context_length).to(device)
+    def forward(self, ids_BM: Tensor) -> TextStates:
+        """The normalised states of the last layer for padded prompts in numbers."""
         found = self.tower.forward_intermediates(
-            ids, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC"
+            ids_BM, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC"
         )
-        return TextStates(found["text_intermediates"][0], ids != PAD)
+        return TextStates(found["text_intermediates"][0], ids_BM != PAD)
+
+    def numbers(self, texts: Sequence[str]) -> Tensor:
+        """int64 [B, context_length], padded, on the device of the weights."""
+        rows = self.vocabulary.encode_rows(texts, self.context_length)
+        return rows.to(self.tower.positional_embedding.device)
 
     def read(self, text: str) -> Prompt:
         """What this encoder takes in of `text`, and what it leaves out."""
@@ -118,15 +121,15 @@ class TextTokens(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Tokens [B, M, D] and the mask [B, M] of those that count.
 
-        stored: the states of a frozen encoder, from the store. dropped_B: rows whose text is withheld.
+        stored: what the loader read for the texts: a frozen encoder's states, or numbers for a joint one. dropped_B:
+        rows whose text is withheld.
         """
-        states = self._states(texts, stored)
+        states, tells_B = self._read(texts, stored)
         tokens, mask = self.project(states.tokens_BMW), states.mask_BM
         if self.pooled is not None:
             assert states.pooled_BE is not None
             tokens = torch.cat([self.pooled(states.pooled_BE)[:, None], tokens], dim=1)
             mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
-        tells_B = torch.tensor([bool(text.strip()) for text in texts], device=tokens.device)
         if dropped_B is not None:
             tells_B = tells_B & ~dropped_B.to(tokens.device)
         first_M = torch.arange(tokens.shape[1], device=tokens.device) == 0
@@ -142,9 +145,13 @@ class TextTokens(nn.Module):
         """What the encoder takes in of `text`, and what it leaves out."""
         return self.encoder.read(text)
 
-    def _states(self, texts: Sequence[str], stored: Mapping[str, Tensor] | None) -> TextStates:
+    def _read(self, texts: Sequence[str], stored: Mapping[str, Tensor] | None) -> tuple[TextStates, Tensor]:
+        """The encoder's states, and which rows say anything, [B]; without a look at `texts` where all is stored."""
         if isinstance(self.encoder, JointEncoder):
-            return self.encoder(texts)
-        if not stored:
-            return self.encoder(texts, self.null.device)
-        return TextStates(stored["tokens"].float(), stored["mask"], stored["pooled"].float())
+            ids = stored[NUMBERS] if stored else self.encoder.numbers(texts)
+            return self.encoder(ids), (ids != PAD).sum(dim=1) > NUM_MARKS
+        if stored:
+            states = TextStates(stored["tokens"].float(), stored["mask"], stored["pooled"].float())
+            return states, stored["mask"].any(dim=1)
+        tells = torch.tensor([bool(text.strip()) for text in texts], device=self.null.device)
+        return self.encoder(texts, self.null.device), tells

@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hpdm_core.conditioning.clip import import_open_clip
 
 PAD = 0
+NUM_MARKS = 2
+"""Numbers of a prompt that says nothing: its start and its end."""
+NUMBERS = "numbers"
+"""The name under which a batch carries its captions in numbers."""
 FULL_PIECES = 49_406
 """Pieces of CLIP's vocabulary, its start and end marks not counted."""
 WORD_END = "</w>"
@@ -76,6 +81,24 @@ class Vocabulary:
             numbers = self.encode(text, context_length).numbers
             row[: len(numbers)] = torch.tensor(numbers)
         return rows
+
+
+class CaptionNumbers:
+    """Captions in the numbers of one vocabulary, for the workers of a loader; pickles as what the vocabulary is of."""
+
+    def __init__(self, known: Sequence[str] | None, context_length: int) -> None:
+        self._known, self._context_length = known, context_length
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self._known)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CaptionNumbers, (self._known, self._context_length)
+
+    def read(self, caption: str) -> dict[str, np.ndarray]:
+        """`numbers`: int64 [context_length], padded."""
+        return {NUMBERS: self._vocabulary.encode_rows([caption], self._context_length)[0].numpy()}
 
 
 def words_of(texts: Iterable[str]) -> tuple[str, ...]:

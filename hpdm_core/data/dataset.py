@@ -13,14 +13,13 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hpdm_core.config.schema import DataSection
-from hpdm_core.data.embeddings import TextEmbeddings
 from hpdm_core.data.order import StreamOrder, cut_clip, plan_clips
 from hpdm_core.data.store import VideoStore
 from hpdm_core.data.window import Batch, ClipView, Window
@@ -29,6 +28,14 @@ from hpdm_core.rng import numpy_stream
 from hpdm_core.video import to_float
 
 Item = dict[str, Any]
+
+
+class CaptionReader(Protocol):
+    """What a model is given instead of a caption's text: arrays by name, of one shape for all captions."""
+
+    def read(self, caption: str) -> dict[str, np.ndarray]:
+        """The arrays of `caption`, which may be empty."""
+        ...
 
 
 def make_loader(
@@ -44,7 +51,7 @@ def make_loader(
     world_size: int = 1,
     pin_memory: bool = False,
     need_labels: bool = False,
-    embeddings: TextEmbeddings | None = None,
+    captions: CaptionReader | None = None,
 ) -> Iterator[Batch]:
     """Micro-batches of one rank, forever, from `start_position` of the stream on.
 
@@ -59,7 +66,7 @@ def make_loader(
     rows = _rows_per_rank(batch_size, world_size, micro_batch)
     repeat_images = data.images == "repeat"
     kept = plan_clips(store, view, data.frame_stride, need_labels=need_labels, repeat_images=repeat_images).kept
-    dataset = StreamDataset(store, view, data, kept, seed, embeddings)
+    dataset = StreamDataset(store, view, data, kept, seed, captions)
     sampler = _Positions(start_position, batch_size, rank, world_size, micro_batch or rows)
     loader = DataLoader(
         dataset,
@@ -133,10 +140,10 @@ class StreamDataset(Dataset[Item]):
         data: DataSection,
         clips: tuple[int, ...],
         seed: int,
-        embeddings: TextEmbeddings | None = None,
+        captions: CaptionReader | None = None,
     ) -> None:
         self._store, self._view, self._data, self._seed = store, view, data, seed
-        self._embeddings = embeddings
+        self._captions = captions
         self._order = StreamOrder(clips, seed)
 
     def __getitem__(self, position: int) -> Item:
@@ -152,7 +159,7 @@ class StreamDataset(Dataset[Item]):
             "label": -1 if clip.label is None else clip.label,
             "caption": caption,
             "position": position,
-            "text": {} if self._embeddings is None else self._embeddings.read(caption),
+            "text": {} if self._captions is None else self._captions.read(caption),
         }
 
     def _still(self, index: int, window: Window) -> np.ndarray:

@@ -70,7 +70,7 @@ class Batch:
     videos: float32 [B, 3, T, H, W] in [-1, 1] by component name (T, H, W may differ between components).
     meta: integers from the view, [B, ...]; labels: int64 [B], -1 where there is none.
     captions: one string per row, empty where there is none.
-    text: the captions' stored embeddings (`data.embeddings`), [B, ...] by name; empty without.
+    text: what a model is given of the captions (numbers, or a frozen encoder's states), [B, ...] by name; may be empty.
     """
 
     videos: dict[str, Tensor]

@@ -130,6 +130,11 @@ def load_model(path: str | Path | None = None, *, device: torch.device | str = "
     16-bit files become fp32. Raises NoCheckpoint where there is no model and IncompatibleCheckpoint where its
     tensors do not fit.
     """
+    if path is None and not SHIPPED_MODEL.is_file():
+        raise NoCheckpoint(
+            "no model was given, and this version ships none",
+            hint="train one in minutes with `hpdm demo`, then: hpdm sample --ckpt demo/run",
+        )
     file = find_weights(Path(path) if path is not None else SHIPPED_MODEL)
     header = read_header(file)
     config = parse_config(header.config, family_sections, where=str(file))

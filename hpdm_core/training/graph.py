@@ -16,7 +16,6 @@ from hpdm_core.config.schema import RunConfig
 from hpdm_core.data.window import Batch
 from hpdm_core.errors import ConfigError
 from hpdm_core.rng import BatchStreams
-from hpdm_core.training.conditions import text_condition
 from hpdm_core.training.distributed import World
 
 WARM_UP = 3
@@ -122,7 +121,6 @@ def check_graphable(config: RunConfig, world: World, rows: int, micro_batch: int
         "it needs a GPU": world.device.type != "cuda",
         "it is for one process": world.size > 1,
         f"a step of {rows} rows in micro-batches of {micro_batch} is several passes": rows != micro_batch,
-        "captions are read by the host": text_condition(config) is not None,
     }
     for reason, applies in reasons.items():
         if applies:

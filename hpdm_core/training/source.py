@@ -11,8 +11,9 @@ from typing import Protocol
 
 import torch
 
-from hpdm_core.config.schema import FrozenText, RunConfig
-from hpdm_core.data.dataset import make_loader, to_device
+from hpdm_core.conditioning.tokenizer import CaptionNumbers
+from hpdm_core.config.schema import FrozenText, JointText, RunConfig
+from hpdm_core.data.dataset import CaptionReader, make_loader, to_device
 from hpdm_core.data.embeddings import TextEmbeddings, find_embeddings
 from hpdm_core.data.shard import write_text
 from hpdm_core.data.store import VideoStore
@@ -105,11 +106,17 @@ class StoreSource:
         """Those that `hpdm cache-text` wrote beside the store."""
         return find_embeddings(self.store, encoder_wanted(text))
 
+    def _reader(self) -> CaptionReader | None:
+        """What the model is given of a caption; None if it reads none."""
+        text = text_condition(self._config)
+        if isinstance(text, JointText):
+            return CaptionNumbers(text.words, text.context_length)
+        return self.embeddings(text) if text is not None else None
+
     def batches(
         self, view: ClipView, *, start: int, batch_size: int, micro_batch: int, world: World
     ) -> Iterator[Batch]:
         """See `Source.batches`. Raises StoreMismatch or DataError if the store cannot serve `view`."""
-        text = text_condition(self._config)
         loader = make_loader(
             self.store,
             view,
@@ -122,7 +129,7 @@ class StoreSource:
             world_size=world.size,
             pin_memory=world.device.type == "cuda",
             need_labels=class_condition(self._config) is not None,
-            embeddings=self.embeddings(text) if isinstance(text, FrozenText) else None,
+            captions=self._reader(),
         )
         return (to_device(batch, world.device) for batch in loader)
 

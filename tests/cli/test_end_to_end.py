@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from hpdm_cli.app import app
@@ -17,6 +18,7 @@ from hpdm_core import load_model, sample
 from hpdm_core.data.store import VideoStore
 from hpdm_core.data.synthetic import FPS
 from hpdm_core.data.write import read_metadata, read_npz
+from hpdm_core.families import weights
 from hpdm_core.families.weights import read_header
 
 
@@ -113,6 +115,28 @@ def test_a_bar_in_python_counts_every_step(folder: Path, capsys: pytest.CaptureF
     (made,) = sample(model, num=1, device="cpu", level=0, steps=[3], progress=True)
     assert made.video.shape == (2, 8, 8, 3)
     assert "3/3" in capsys.readouterr().err
+
+
+def test_an_exported_model_is_half_the_size_and_can_be_the_model_in_the_box(
+    folder: Path, here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = here("export runs/hpdm-smoke --out shipped/small.safetensors")
+    assert result.exit_code == 0, result.output
+    assert "16 videos seen" in result.stdout
+    whole, small = load_model(folder / "runs/hpdm-smoke"), load_model(folder / "shipped/small.safetensors")
+    assert small.config == whole.config
+    assert small.path.stat().st_size < 0.7 * whole.path.stat().st_size
+    for name, tensor in whole.family.state_dict().items():
+        half = small.family.state_dict()[name]
+        assert half.dtype == tensor.dtype
+        assert torch.equal(half, tensor.bfloat16().to(tensor.dtype))
+    monkeypatch.setattr(weights, "SHIPPED_MODEL", folder / "shipped/small.safetensors")
+    result = here("sample --num 1 --level 0 --format npz --device cpu --out boxed")
+    assert result.exit_code == 0, result.output
+    assert "the model in the box, small" in result.stderr
+    made = sample(small, num=1, level=0, device="cpu")[0].video
+    assert np.array_equal(read_npz(folder / "boxed/seed_000000.npz")[0], made)
+    assert here("export runs/hpdm-smoke --out small.pt").exit_code == 2
 
 
 def test_an_impossible_size_is_refused_with_a_hint(here) -> None:

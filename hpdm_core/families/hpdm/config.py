@@ -32,6 +32,8 @@ class HpdmModel(ModelSection):
     `residual` passes them on and starts the rest as `default` does, because LAMB moves a weight in proportion to
     its norm and hardly leaves zero.
     head_dim: width of an attention head; latent_head_dim: among latents, null for the same.
+    position_init: what the learned embedding of a token's place begins as: small random numbers, or sinusoids of its
+    place in the patch, of the size of the tokens.
     input_scale, input_scale_growth: sigma_in of level 0 and its factor per level (spec §2.2).
     self_conditioning: probability of latent self-conditioning in training; 0 leaves it out.
     """
@@ -52,6 +54,7 @@ class HpdmModel(ModelSection):
     fusion_init: Literal["default", "identity", "residual"] = "default"
     context_gradient: bool = True
     coordinates: bool = True
+    position_init: Literal["random", "sinusoids"] = "random"
     self_conditioning: Fraction = 0.0
     condition: ConditionSection = ConditionSection()
     input_scale: Positive = 4.0

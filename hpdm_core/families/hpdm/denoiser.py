@@ -32,7 +32,7 @@ from hpdm_core.families.hpdm.context import (
 from hpdm_core.families.hpdm.rin import RinBlock
 from hpdm_core.families.hpdm.tokenizer import detokenize, tokenize
 from hpdm_core.nn.attention import feed_forward, init_linear_, layer_norm
-from hpdm_core.nn.embeddings import ScalarEmbedding
+from hpdm_core.nn.embeddings import ScalarEmbedding, place_sinusoids
 from hpdm_core.nn.normed import normed_linear
 from hpdm_core.nn.precision import to_residual
 
@@ -49,14 +49,17 @@ class Nested(NamedTuple):
 class Stem(nn.Module):
     """Cut pixels to tokens: linear, norm, plus learned position and level."""
 
-    def __init__(self, num_inputs: int, num_tokens: int, num_levels: int, dim: int) -> None:
+    def __init__(self, num_inputs: int, grid: Extent, num_levels: int, dim: int, position_init: str) -> None:
         super().__init__()
         self.tokenize, self.norm = nn.Linear(num_inputs, dim), layer_norm(dim)
-        self.position = nn.Parameter(torch.empty(num_tokens, dim))
+        self.position = nn.Parameter(torch.empty(math.prod(grid), dim))
         self.level = nn.Parameter(torch.empty(num_levels, dim))
         init_linear_(self.tokenize)
         nn.init.normal_(self.position, std=0.02)
         nn.init.normal_(self.level, std=0.02)
+        if position_init == "sinusoids":
+            with torch.no_grad():
+                self.position.add_(place_sinusoids(grid, dim).to(self.position))
 
     def forward(self, pixels_LBNE: Tensor, first: int) -> Tensor:
         """Tokens [L, B, N, D] of the levels `first`, `first` + 1, …; summed in fp32."""
@@ -137,7 +140,7 @@ class HierarchicalDenoiser(nn.Module):
         d, z, levels = config.token_dim, config.latent_dim, self.pyramid.num_levels
         pixels = math.prod(config.token) * CHANNELS
         inputs = pixels * (2 if config.fusion == "shallow" else 1)
-        self.stem = Stem(inputs, math.prod(self.grid), levels, d)
+        self.stem = Stem(inputs, self.grid, levels, d, config.position_init)
         self.latent_start = nn.Parameter(torch.empty(config.num_latents, z))
         self.noise = ScalarEmbedding(d)
         self.condition_norm = layer_norm(d)

@@ -1,12 +1,15 @@
 """Texts as condition tokens: the joint transformer, its vocabulary, padding, dropping, the null condition."""
 
+import pickle
+
+import numpy as np
 import pytest
 import torch
 
 from hpdm_core.conditioning.conditions import batch_condition, wanted_condition
 from hpdm_core.conditioning.labels import dropped_rows
 from hpdm_core.conditioning.text import TextTokens
-from hpdm_core.conditioning.tokenizer import FULL_PIECES, PAD, Vocabulary, words_of
+from hpdm_core.conditioning.tokenizer import FULL_PIECES, PAD, CaptionNumbers, Vocabulary, words_of
 from hpdm_core.config.schema import JointText
 from hpdm_core.data.window import Batch
 from hpdm_core.errors import ConfigError
@@ -44,6 +47,19 @@ def test_the_vocabulary_is_the_words_of_the_captions():
     assert PAD not in prompt.numbers
     # "checkered" is two pieces, and one word.
     assert len(vocabulary.encode("checkered", 12).numbers) == 4
+
+
+def test_a_loader_reads_captions_as_the_numbers_that_the_model_would_make():
+    told, captions = text_tokens(), [CAPTIONS[0], "", "unobtainium"]
+    reader = pickle.loads(pickle.dumps(CaptionNumbers(words_of(CAPTIONS), 12)))
+    stored = {"numbers": torch.from_numpy(np.stack([reader.read(caption)["numbers"] for caption in captions]))}
+    for own, read in zip(told(captions), told(["", "", ""], stored), strict=True):
+        assert torch.equal(own, read)
+    tokens, mask = told(captions)
+    # A caption of which nothing is known says as little as no caption.
+    assert mask.sum(dim=1).tolist() == [mask[0].sum().item(), 1, 1]
+    assert torch.equal(tokens[1, 0], told.null)
+    assert torch.equal(tokens[2, 0], told.null)
 
 
 def test_unknown_words_are_left_out_and_named():

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.plain_hpdm import make_plain
 from hpdm_core.families.hpdm.context import context_maps, coordinate_grids, mean_context
+from hpdm_core.nn.embeddings import place_sinusoids
 from hpdm_core.nn.precision import residual_dtype
 from tests.support.tiny_hpdm import LOAD, nested_offsets, random_inputs, tiny_family
 
@@ -208,6 +209,15 @@ def test_level_0_and_blocks_that_process_it_alone_have_no_fusion():
         block.fusion.register_forward_pre_hook(lambda module, args: called.append(len(args[0])))
     family.denoiser.level_forward(0, z[0], noise[0], {}, condition)
     assert called == []
+
+
+def test_places_may_begin_as_sinusoids_and_are_learned_either_way():
+    random, waves = (tiny_family(lively=False, position_init=kind) for kind in ("random", "sinusoids"))
+    small, large = (family.denoiser.stem.position.detach() for family in (random, waves))
+    assert small.std() == pytest.approx(0.02, rel=0.2)
+    assert large.std() == pytest.approx(1.0, rel=0.2)
+    torch.testing.assert_close(large - place_sinusoids(waves.denoiser.grid, 24), small)
+    assert waves.denoiser.stem.position.requires_grad
 
 
 def test_coordinates_reach_the_fine_levels_only():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpdm_core.nn.attention import CrossAttention, SelfAttention, attend, attention_dtype
-from hpdm_core.nn.embeddings import ScalarEmbedding, sinusoids
+from hpdm_core.nn.embeddings import ScalarEmbedding, place_sinusoids, sinusoids
 
 
 def test_attention_is_softmax_of_scaled_products_per_head():
@@ -65,3 +65,14 @@ def test_masked_keys_are_not_read():
     changed = v.clone()
     changed[0, 2:] = 1e6
     assert torch.equal(out, attend(q, k, changed, 4, mask))
+
+
+def test_places_of_a_grid_differ_and_near_ones_are_alike():
+    table = place_sinusoids((2, 4, 6), 64)
+    assert table.shape == (48, 64)
+    assert table[:, 60:].eq(0).all()  # what three equal shares leave over
+    assert table[:, :60].square().mean() == pytest.approx(1.0, abs=0.2)
+    apart = torch.cdist(table, table)
+    assert apart[~torch.eye(48, dtype=bool)].min() > 1.0
+    row = apart[0, :6]  # along the last axis from its first place
+    assert row.argsort().tolist()[:2] == [0, 1]
