@@ -64,6 +64,7 @@ class Patches:
     """A source of random patches. `fixed`: the same ones over and over; otherwise position k has pixels of its own."""
 
     fingerprint = "random"
+    fps: float | None = None
 
     def __init__(self, config: RunConfig, *, fixed: bool) -> None:
         condition = class_condition(config)

@@ -93,7 +93,9 @@ def joined_world(device: str | None) -> Iterator[World]:
     dist.init_process_group(backend, timeout=TIMEOUT)
     try:
         writers = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=TIMEOUT))
-        yield World(target, dist.get_rank(), dist.get_world_size(), writers)
+        world = World(target, dist.get_rank(), dist.get_world_size(), writers)
+        yield world
+        world.barrier()  # no rank takes the connections down while another still uses them
     except RuntimeError as error:
         if not any(words in str(error) for words in _GONE):
             raise

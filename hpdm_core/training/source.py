@@ -108,7 +108,7 @@ class StoreSource:
 
     def _reader(self) -> CaptionReader | None:
         """What the model is given of a caption; None if it reads none."""
-        text = text_condition(self._config)
+        text = text_condition(with_vocabulary(self._config, self.captions()))
         if isinstance(text, JointText):
             return CaptionNumbers(text.words, text.context_length)
         return self.embeddings(text) if text is not None else None
