@@ -42,7 +42,11 @@ class HpdmFamily(ConditionedFamily):
         self.config, self.pyramid = config, config.pyramid
         self.schedule = LogNormal(config.sigma_log_mean, config.sigma_log_std, config.sigma_min, config.sigma_max)
         self.levels = tuple(
-            Parametrisation(scale=config.input_scale * config.input_scale_growth**level, sigma_data=config.sigma_data)
+            Parametrisation(
+                weighting=config.loss_weighting,
+                scale=config.input_scale * config.input_scale_growth**level,
+                sigma_data=config.sigma_data,
+            )
             for level in range(self.pyramid.num_levels)
         )
         self.denoiser = HierarchicalDenoiser(config)

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from hpdm_core.families.hpdm.family import HpdmFamily
 
 MAY_DIFFER = {
-    *("video", "levels_per_block", "level_weights", "fusion_init", "context_gradient", "position_init"),
+    *("video", "levels_per_block", "level_weights", "loss_weighting", "fusion_init"),
+    *("context_gradient", "position_init"),
     *("condition.drop", "condition.text.path"),
     *("sigma_log_mean", "sigma_log_std", "sigma_min", "sigma_max"),
 }
