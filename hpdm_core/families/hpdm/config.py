@@ -35,9 +35,9 @@ class HpdmModel(ModelSection):
     position_init: what the learned embedding of a token's place begins as: small random numbers, or sinusoids of its
     place in the patch, of the size of the tokens.
     input_scale, input_scale_growth: sigma_in of level 0 and its factor per level (spec §2.2).
-    loss_weighting: `edm` weighs the error of the clean estimate by 1 + 1 / sigma² (spec §2.2), which at small noise counts
-    input_scale² times more than at large; `output` counts the output's error alike at all noise levels and levels of
-    the pyramid, as plain v-prediction does.
+    loss_weighting: `edm` weighs the error of the clean estimate by 1 + 1 / sigma² (spec §2.2), which counts small noise
+    input_scale² times more than large; `output` counts the output's error alike at all noise levels and levels of the
+    pyramid, as plain v-prediction does.
     self_conditioning: probability of latent self-conditioning in training; 0 leaves it out.
     """
 
