@@ -78,7 +78,7 @@ def sample(
     nproc: Nproc = 1,
     dry_run: DryRun = False,
 ) -> None:
-    """Generate videos from a trained model; without --ckpt from the small text-to-video model in the box.
+    """Generate videos from a trained model.
 
     Seed k always gives the same video, whatever is made beside it. Files are named by seed; those that
     exist are kept, so an interrupted command continues where it stopped. Of n prompts or classes, seed k

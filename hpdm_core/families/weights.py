@@ -3,7 +3,7 @@
 A weights file is all that sampling needs. Its metadata key `hpdm` holds a JSON header: format, resolved
 config, class names, step, videos seen, EMA track, store fingerprint. Nothing is ever unpickled.
 
-One small trained model comes with the package (`models/`), for those who have none yet: `SHIPPED_MODEL`.
+A small trained model may come with the package, for those who have none yet: `SHIPPED_MODEL`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FORMAT = 1
 WEIGHTS_FILE = "weights.safetensors"
 CHECKPOINTS = "checkpoints"
 SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "models" / "shapes-288x512.safetensors"
-"""The model in the box, 16-bit; its card lies beside it."""
+"""The model in the box, where this version has one."""
 
 
 @dataclass(frozen=True)
