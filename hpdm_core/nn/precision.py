@@ -55,8 +55,8 @@ def to_residual(x: Tensor) -> Tensor:
 class Bf16Products:
     """bf16 weights for the linear layers of `units`, which autocast would else make in every call: same results.
 
-    They are made once, and lie in the layers only inside `held` blocks, so that whoever looks at the model between
-    two of them finds its own weights. Nothing changes unless `precision` is bf16, nor for layers that are being trained.
+    They are made once, and lie in the layers only inside `held` blocks: between these the model has its own weights.
+    Nothing changes unless `precision` is bf16, nor for layers that are being trained.
     """
 
     def __init__(self, units: Iterable[nn.Module], precision: Precision) -> None:

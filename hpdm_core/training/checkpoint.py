@@ -193,7 +193,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def prune(run: Path, keep: int, step: int, best: int = 0) -> None:
-    """Delete all but checkpoint `best` and the newest `keep` of `run` up to `step`, and leftovers of interrupted writes.
+    """Delete all but checkpoint `best` and the newest `keep` of `run` up to `step`, and what interrupted writes left.
 
     What is newer than `step` is damaged, for the run went back behind it: it neither counts nor goes.
     """

@@ -61,7 +61,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_samples_of_two_processes_are_those_of_one(folder: Path) -> None:
-    line = ("sample", "--ckpt", "model.safetensors", *"--seeds 3-7 --level 1 --device cpu --format npz".split())
+    line = ("sample", "--ckpt", "model.safetensors", "--seeds", "3-7", "--level", 1, "--device", "cpu")
+    line += ("--format", "npz")
     one, two = hpdm(folder, *line, "--out", "one"), hpdm(folder, *line, "--out", "two", "--nproc", 2)
     assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
     assert two.stdout == one.stdout.replace(" one", " two")

@@ -43,8 +43,8 @@ def test_a_damaged_newer_checkpoint_does_not_push_out_the_good_ones(tmp_path):
     def stop(family, folder):
         raise Enough
 
+    again = config.model_copy(update={"train": config.train.model_copy(update={"sample_every_steps": 6})})
     with pytest.raises(Enough):
-        again = config.model_copy(update={"train": config.train.model_copy(update={"sample_every_steps": 6})})
         fit(again, ToySource(), run, device="cpu", sample=stop)
     assert folders(run) == ["step_00000006", "step_00000010"]
     assert newest_valid(run).path.name == "step_00000006"
