@@ -45,7 +45,13 @@ def sample(
     seeds: Seeds = None,
     res: Res = None,
     frames: Annotated[
-        int | None, typer.Option("--frames", metavar="T", min=1, help="Only the first T frames of that size.")
+        int | None,
+        typer.Option(
+            "--frames",
+            metavar="T",
+            min=1,
+            help="The first T frames of that size; of models that chain clips, T in all.",
+        ),
     ] = None,
     level: Annotated[int | None, typer.Option("--level", min=0, help="Stop at this pyramid level.")] = None,
     steps: Annotated[str | None, typer.Option("--steps", help="Steps per stage, e.g. 64 or 64,32,16.")] = None,
