@@ -34,7 +34,7 @@ from hpdm_core.families.registry import build_family, load_run_config
 from hpdm_core.families.weights import LoadedModel, WeightsHeader, load_model
 from hpdm_core.metrics.seams import AXES, seam_ratio, tile_borders
 from hpdm_core.nn.devices import compile_units
-from hpdm_core.nn.precision import autocast, matmul_precision, products_in_bf16
+from hpdm_core.nn.precision import Bf16Products, autocast, matmul_precision
 from hpdm_core.sampling.engine import run_stage
 from hpdm_core.sampling.stage import Request
 
@@ -87,7 +87,7 @@ def measure_speed(row: SpeedRow, preset: str, device: str, overrides: Sequence[s
     with contextlib.ExitStack() as stack:
         if row.mode == "plain":
             stack.enter_context(plain_tiles())
-        stack.enter_context(products_in_bf16(family.compile_units(), row.precision))  # type: ignore[arg-type]
+        stack.enter_context(Bf16Products(family.compile_units(), row.precision).held())  # type: ignore[arg-type]
         for steps in ({"steps": [2, 2]}, {}):  # two steps meet both phases
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()

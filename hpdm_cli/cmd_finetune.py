@@ -10,11 +10,12 @@ import typer
 from hpdm_cli import console
 from hpdm_cli.cmd_train import describe as describe_training
 from hpdm_cli.cmd_train import store_or_error
-from hpdm_cli.launch import launch
+from hpdm_cli.launch import command_line, launch
 from hpdm_cli.options import (
     Device,
     DryRun,
     Frames,
+    Nproc,
     Out,
     Overrides,
     Preset,
@@ -36,6 +37,7 @@ From = Annotated[
 
 
 def finetune_hires(
+    context: typer.Context,
     base: From,
     preset: Preset,
     data: Store = None,
@@ -44,7 +46,7 @@ def finetune_hires(
     frames: Frames = None,
     overrides: Overrides = None,
     time_limit: TimeLimit = None,
-    nproc: Annotated[int, typer.Option("--nproc", metavar="N", min=1, help="Processes, one per GPU.")] = 1,
+    nproc: Nproc = 1,
     device: Device = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -73,13 +75,7 @@ def finetune_hires(
     if nproc > 1:
         for phase in plan.training.phases:
             rank_rows(phase.batch_size, config.train.micro_batch, nproc)
-        words = ["finetune-hires", "--from", str(base), "--preset", preset]
-        options = {"data": data, "out": out, "res": res, "frames": frames, "time-limit": time_limit, "device": device}
-        for option, value in options.items():
-            words += [f"--{option}", str(value)] if value is not None else []
-        for override in overrides or []:
-            words += ["--set", override]
-        raise typer.Exit(launch(words, nproc, device))
+        raise typer.Exit(launch(command_line(context), nproc, device))
     for line in describe(plan, store, run).splitlines():
         console.print_note(line)
     result = finetune(origin, config, store, run, time_limit=limit, device=device)

@@ -37,7 +37,8 @@ def prepare_data(
     source: Annotated[Kind, typer.Option("--source", help="Kind of source.")] = "auto",
     size: Annotated[str, typer.Option("--size", metavar="HxW", help="Size of the finest frames.")] = "256x256",
     levels: Annotated[
-        int | None, typer.Option("--levels", min=1, help="Number of frame sizes, each half the one before; all.")
+        int | None,
+        typer.Option("--levels", min=1, help="How many frame sizes, each half the one before; all if not given."),
     ] = None,
     codec: Annotated[
         Literal["raw", "jpeg"] | None, typer.Option("--codec", help="raw up to 128x128, jpeg above.")

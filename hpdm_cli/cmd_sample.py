@@ -45,7 +45,13 @@ def sample(
     seeds: Seeds = None,
     res: Res = None,
     frames: Annotated[
-        int | None, typer.Option("--frames", metavar="T", min=1, help="Only the first T frames of that size.")
+        int | None,
+        typer.Option(
+            "--frames",
+            metavar="T",
+            min=1,
+            help="The first T frames of that size; of models that chain clips, T in all.",
+        ),
     ] = None,
     level: Annotated[int | None, typer.Option("--level", min=0, help="Stop at this pyramid level.")] = None,
     steps: Annotated[str | None, typer.Option("--steps", help="Steps per stage, e.g. 64 or 64,32,16.")] = None,
@@ -101,7 +107,8 @@ def sample(
          "precision": precision, "level": level}, overrides or []
     )  # fmt: skip
     size = parse_size(res) if res else None
-    options = {**_named_setting(model, fast, budget, frames, size, device), **options}
+    named = {k: v for k, v in _named_setting(model, fast, budget, frames, size, device).items() if k not in options}
+    options = {**named, **options}
     outline = generate.outline(model, frames=frames, size=size, **options)
     wanted = _wanted_seeds(model, num, seeds, classes or [], texts)
     _check_negative(negative, generate.sample_options(model, options))
@@ -117,7 +124,9 @@ def sample(
     }  # fmt: skip
     _claim(out, settings)
     if nproc > 1:
-        if code := launch(command_line(context), nproc, device):
+        # What a budget stands for was measured here: ranks that measured it again could choose otherwise.
+        chosen = [word for key, value in named.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+        if code := launch([*command_line(context, "fast", "budget"), *chosen], nproc, device):
             raise typer.Exit(code)
         console.print_result(_summary(wanted, outline, out))
         return
@@ -244,19 +253,18 @@ def _print_plan(outline: Outline, videos: int) -> None:
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Mark `out` as holding samples of exactly these settings; refuse to mix two kinds in one place."""
+    from hpdm_core.data.shard import write_text_once
+
     text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
     manifest = out / MANIFEST
-    if manifest.exists() and manifest.read_text() != text:
+    if not manifest.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_text_once(manifest, text)  # the ranks of another launcher come here at the same moment
+    if manifest.read_text() != text:
         raise ConfigError(
             f"{out} holds samples made with other settings or another model",
             hint="choose another --out, or remove that directory",
         )
-    if manifest.exists():
-        return
-    from hpdm_core.data.shard import write_text
-
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(manifest, text)
 
 
 def _path(out: Path, seed: int, form: str) -> Path:

@@ -84,9 +84,9 @@ def describe(plan: TrainPlan, store: Path | None, run: Path) -> str:
     for stage in outline.stages:
         lines.append(
             f"  {stage.name}: {stage.frames}x{stage.size[0]}x{stage.size[1]}, {stage.steps} steps of "
-            f"{stage.solver}, {stage.tiles} tiles, {stage.calls * stage.tiles:,} network calls"
+            f"{stage.solver}, {stage.tiles} tiles, {stage.tile_calls:,} network calls"
         )
-    total = sum(stage.calls * stage.tiles for stage in outline.stages)
+    total = sum(stage.tile_calls for stage in outline.stages)
     return "\n".join([*lines, f"  {total:,} network calls in all"])
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
 SAVE_SECONDS = 600
+GLOBAL_FLAGS = ("traceback", "verbose")
+"""Flags of `hpdm` itself, which ranks are given too."""
 
 
 def world() -> tuple[int, int]:
@@ -32,12 +34,14 @@ def world() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def command_line(context: typer.Context) -> list[str]:
-    """The words of the running command without `--nproc`: what each rank is started with."""
-    words = [str(context.info_name)]
+def command_line(context: typer.Context, *left_out: str) -> list[str]:
+    """The words of the running command without `--nproc` and the parameters `left_out`: what ranks are started with."""
+    root = context.find_root()
+    words = [f"--{name}" for name in GLOBAL_FLAGS if root is not context and root.params.get(name)]
+    words.append(str(context.info_name))
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
-        if parameter.name == "nproc" or value is None or value == parameter.default:
+        if parameter.name in ("nproc", *left_out) or value is None or value == parameter.default:
             continue
         option = [parameter.opts[0]] if parameter.param_type_name == "option" else []
         if isinstance(value, bool):

@@ -93,7 +93,9 @@ Device = Annotated[
     str | None,
     typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:1; a GPU if there is one."),
 ]
-Workers = Annotated[int | None, typer.Option("--workers", metavar="N", min=0, help="Number of processes.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", metavar="N", min=0, help="Number of processes; one per core if not given.")
+]
 Nproc = Annotated[int, typer.Option("--nproc", metavar="N", min=1, help="Processes, one per GPU.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]

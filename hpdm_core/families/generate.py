@@ -25,7 +25,7 @@ from hpdm_core.families.prompts import Prompts, prompt_notes, prompts_of, text_t
 from hpdm_core.families.registry import family_sections
 from hpdm_core.families.weights import LoadedModel
 from hpdm_core.nn.devices import compile_units, pick_device
-from hpdm_core.nn.precision import autocast, matmul_precision, products_in_bf16
+from hpdm_core.nn.precision import Bf16Products, autocast, matmul_precision
 from hpdm_core.rng import numpy_stream
 from hpdm_core.sampling.engine import Progress, run_plan
 from hpdm_core.sampling.stage import Outline, Request
@@ -111,24 +111,25 @@ def iterate_samples(
     model.family.to(device)
     if section.compile:
         compile_units(model.family.compile_units())
-    with products_in_bf16(model.family.compile_units(), section.precision):
-        for start in range(0, len(seeds), batch):
-            rows = slice(start, start + batch)
-            request = Request(
-                tuple(seeds[rows]),
-                None if labels is None else tuple(labels[rows]),
-                None if texts is None else tuple(texts[rows]),
-                frames=frames,
-                size=size,
-                device=device,
-                negatives=(negative,) * len(seeds[rows]) if negative else None,
-            )
-            report = None if on_progress is None else _bound(on_progress, request.seeds)
+    products = Bf16Products(model.family.compile_units(), section.precision)
+    for start in range(0, len(seeds), batch):
+        rows = slice(start, start + batch)
+        request = Request(
+            tuple(seeds[rows]),
+            None if labels is None else tuple(labels[rows]),
+            None if texts is None else tuple(texts[rows]),
+            frames=frames,
+            size=size,
+            device=device,
+            negatives=(negative,) * len(seeds[rows]) if negative else None,
+        )
+        report = None if on_progress is None else _bound(on_progress, request.seeds)
+        with products.held():
             pixels = _pixels(model, request, section, report)
-            for row, seed in enumerate(request.seeds):
-                label = None if request.labels is None else request.labels[row]
-                prompt = "" if request.prompts is None else request.prompts[row]
-                yield Sample(seed, pixels[row], label, class_name(model, label), prompt)
+        for row, seed in enumerate(request.seeds):
+            label = None if request.labels is None else request.labels[row]
+            prompt = "" if request.prompts is None else request.prompts[row]
+            yield Sample(seed, pixels[row], label, class_name(model, label), prompt)
 
 
 def _pixels(

@@ -75,11 +75,12 @@ def budget_options(
     """
     table = load_table(model)
     pace = (probe or seconds_of)(model, device, table.probe.options) / table.probe.seconds
-    expected = [row.seconds * pace * _share(model, row, frames, size) for row in table.rows]
-    fitting = [k for k, seconds in enumerate(expected) if seconds <= budget]
+    expected = {k: table.rows[k].seconds * pace * share for k, share in _shares(model, table, frames, size).items()}
+    fitting = [k for k, seconds in expected.items() if seconds <= budget]
     if not fitting:
+        fastest = min(expected.values())
         raise ConfigError(
-            f"no measured setting makes a video in {budget:g} s here; the fastest takes about {min(expected):.3g} s",
+            f"no measured setting makes a video in {budget:g} s here; the fastest takes about {fastest:.3g} s",
             hint="give more time, fewer --frames or a smaller --res",
         )
     best = min(fitting, key=lambda k: table.rows[k].frechet)
@@ -109,6 +110,22 @@ def _read(path: Path) -> SettingsTable:
     if not table.rows:
         raise ConfigError(f"{path} holds no measured setting")
     return table
+
+
+def _shares(
+    model: LoadedModel, table: SettingsTable, frames: int | None, size: tuple[int, int] | None
+) -> dict[int, float]:
+    """`_share` of the rows that can make the wanted part; ConfigError where none can."""
+    found: dict[int, float] = {}
+    refusals: list[ConfigError] = []
+    for k, row in enumerate(table.rows):
+        try:
+            found[k] = _share(model, row, frames, size)
+        except ConfigError as error:  # such as the first frames of a video whose tiles overlap in time
+            refusals.append(error)
+    if not found:
+        raise refusals[0]
+    return found
 
 
 def _share(model: LoadedModel, row: Measured, frames: int | None, size: tuple[int, int] | None) -> float:

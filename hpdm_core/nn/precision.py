@@ -52,23 +52,30 @@ def to_residual(x: Tensor) -> Tensor:
     return x.to(_residual)
 
 
-@contextmanager
-def products_in_bf16(units: Iterable[nn.Module], precision: Precision) -> Iterator[None]:
-    """Inside, linear layers of `units` hold the bf16 weights that autocast would else make in every call: same results.
+class Bf16Products:
+    """bf16 weights for the linear layers of `units`, which autocast would else make in every call: same results.
 
+    They are made once, and lie in the layers only inside `held` blocks: between these the model has its own weights.
     Nothing changes unless `precision` is bf16, nor for layers that are being trained.
     """
-    layers = [m for unit in units for m in unit.modules() if isinstance(m, nn.Linear)] if precision == "bf16" else []
-    held: dict[nn.Linear, dict[str, nn.Parameter | None]] = {}
-    for layer in layers:
-        if layer not in held and not layer.weight.requires_grad:
-            held[layer] = dict(layer._parameters)
-    try:
-        for layer, own in held.items():
-            for name, parameter in own.items():
-                if parameter is not None:
-                    layer._parameters[name] = nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False)
-        yield
-    finally:
-        for layer, own in held.items():
-            layer._parameters.update(own)
+
+    def __init__(self, units: Iterable[nn.Module], precision: Precision) -> None:
+        modules = (m for unit in units for m in unit.modules()) if precision == "bf16" else ()
+        layers = [m for m in modules if isinstance(m, nn.Linear) and not m.weight.requires_grad]
+        self._rounded = {layer: {name: _rounded(p) for name, p in layer._parameters.items()} for layer in layers}
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, the layers hold the bf16 weights."""
+        own = {layer: dict(layer._parameters) for layer in self._rounded}
+        try:
+            for layer, rounded in self._rounded.items():
+                layer._parameters.update(rounded)
+            yield
+        finally:
+            for layer, parameters in own.items():
+                layer._parameters.update(parameters)
+
+
+def _rounded(parameter: nn.Parameter | None) -> nn.Parameter | None:
+    return None if parameter is None else nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False)

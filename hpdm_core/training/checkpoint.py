@@ -192,11 +192,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, record)
 
 
-def prune(run: Path, keep: int, best: int = 0) -> None:
-    """Delete all but checkpoint `best` and the newest `keep` of `run`, and what interrupted writes left behind."""
+def prune(run: Path, keep: int, step: int, best: int = 0) -> None:
+    """Delete all but checkpoint `best` and the newest `keep` of `run` up to `step`, and what interrupted writes left.
+
+    What is newer than `step` is damaged, for the run went back behind it: it neither counts nor goes.
+    """
     root = run / CHECKPOINTS
-    folders = sorted(root.glob("step_*"))
-    finished = [f for f in folders if f.suffix != ".tmp"]
+    finished = [f for f in sorted(root.glob("step_*")) if f.suffix != ".tmp" and f.name <= f"step_{step:08d}"]
     for folder in finished[: max(len(finished) - keep, 0)]:
         if folder.name == f"step_{best:08d}":
             continue

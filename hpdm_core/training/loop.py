@@ -75,12 +75,12 @@ class Trainer:
             state.advance(size)
             self.ema.update(state.step, state.phase_videos)
             state.finished = state.step >= self.total_steps
-            due = [hook for hook in self.hooks if hook.due(state)]
             # One step behind unless a hook needs the numbers now: reading them waits for the device.
-            self.settle(None if due else state.step)
+            self.settle(None if any(hook.due(state) for hook in self.hooks) else state.step)
             state.seconds += time.perf_counter() - started
-            for hook in due:
-                hook.run(state)
+            for hook in self.hooks:  # in turn: one may end the phase, which those behind it wait for
+                if hook.due(state):
+                    hook.run(state)
             yield state
 
     def _fetch(self, rows: int) -> list[Batch]:

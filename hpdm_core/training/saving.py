@@ -71,7 +71,7 @@ class CheckpointWriter:
     def _write(self, contents: Contents, best: int) -> None:
         path = save_checkpoint(self._run, contents, self._world)
         if self._world.main:
-            prune(self._run, self._keep, best=best)
+            prune(self._run, self._keep, contents.step, best=best)
             logger.info("checkpoint %s", path)
 
     def __enter__(self) -> CheckpointWriter:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from hpdm_core.conditioning.tokenizer import CaptionNumbers
+from hpdm_core.conditioning.tokenizer import CaptionNumbers, words_of
 from hpdm_core.config.schema import FrozenText, JointText, RunConfig
 from hpdm_core.data.dataset import CaptionReader, make_loader, to_device
 from hpdm_core.data.embeddings import TextEmbeddings, find_embeddings
@@ -147,7 +147,17 @@ def fitted(config: RunConfig, source: Source) -> RunConfig:
         )
     if isinstance(text, FrozenText):
         return with_encoder(config, source.embeddings(text).identity)
+    if text is not None and text.words is not None:
+        _tell_of_unknown_words(text.words, source.captions())
     return with_classes(config, source.classes) if text is None else with_vocabulary(config, source.captions())
+
+
+def _tell_of_unknown_words(words: Sequence[str], captions: Iterable[str]) -> None:
+    """Warn of words that a given vocabulary, such as that of a fine-tuned model's base, lacks."""
+    strange = sorted(w for w in set(words_of(captions)).difference(words) if any(map(str.isalnum, w)))
+    if strange:
+        some = ", ".join(strange[:8]) + (", …" if len(strange) > 8 else "")
+        logger.warning("left out of the captions: %d words that the model was never told: %s", len(strange), some)
 
 
 def find_store(config: RunConfig, given: Path | None) -> Path:

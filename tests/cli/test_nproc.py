@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
@@ -15,9 +15,12 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from hpdm_cli import cmd_sample
+from hpdm_cli.app import app
 from hpdm_cli.launch import command_line
 from hpdm_core.config.load import plain_config
 from hpdm_core.data.write import read_npz
+from hpdm_core.errors import ConfigError
 from hpdm_core.families.registry import build_family, load_run_config
 from hpdm_core.families.weights import WeightsHeader, save_weights
 
@@ -58,19 +61,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_samples_of_two_processes_are_those_of_one(folder: Path) -> None:
-    line = (
-        "sample",
-        "--ckpt",
-        "model.safetensors",
-        "--seeds",
-        "3-7",
-        "--level",
-        1,
-        "--device",
-        "cpu",
-        "--format",
-        "npz",
-    )
+    line = ("sample", "--ckpt", "model.safetensors", "--seeds", "3-7", "--level", 1, "--device", "cpu")
+    line += ("--format", "npz")
     one, two = hpdm(folder, *line, "--out", "one"), hpdm(folder, *line, "--out", "two", "--nproc", 2)
     assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
     assert two.stdout == one.stdout.replace(" one", " two")
@@ -143,3 +135,41 @@ def test_the_command_line_of_a_rank_repeats_what_was_given() -> None:
     done = CliRunner().invoke(app, line)
     assert done.exit_code == 0, done.output
     assert seen[1:] == ["a b", "--text", "-x", "--text", "y z", "--quick", "--rate", "3.0"]
+
+
+def test_ranks_are_given_what_a_budget_stands_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each would measure another pace, choose another setting, and refuse the folder of the first."""
+    named = {"steps": [1], "phases": "alternate", "overlap": "none"}
+    seen: list[str] = []
+    monkeypatch.setattr("hpdm_core.families.settings.budget_options", lambda *_, **__: (dict(named), 2.0))
+    monkeypatch.setattr(cmd_sample, "launch", lambda words, *_: seen.extend(words))
+    line = ["sample", "--ckpt", str(folder / "model.safetensors"), "--out", str(tmp_path / "videos"), "--nproc", "2"]
+    done = CliRunner().invoke(app, ["--verbose", *line, "--budget", "5s", "--overlap", "spatial"])
+    assert done.exit_code == 0, done.output
+    settings = (tmp_path / "videos/samples.json").read_text()
+    assert seen[:2] == ["--verbose", "sample"]
+    assert "--budget" not in seen
+    again = CliRunner().invoke(app, seen)
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "videos/samples.json").read_text() == settings
+    assert json.loads(settings)["options"]["overlap"] == "spatial"
+    assert json.loads(settings)["options"]["phases"] == "alternate"
+
+
+def test_ranks_of_another_launcher_claim_a_folder_at_the_same_moment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mkdir = Path.mkdir
+
+    def meanwhile(path: Path, *args: Any, **kwargs: Any) -> None:
+        """Another rank is a moment ahead."""
+        mkdir(path, *args, **kwargs)
+        (path / "samples.json").write_text('{\n "steps": 2\n}\n')
+
+    monkeypatch.setattr(Path, "mkdir", meanwhile)
+    with pytest.raises(ConfigError, match="other settings"):
+        cmd_sample._claim(tmp_path / "a", {"steps": 1})
+    cmd_sample._claim(tmp_path / "b", {"steps": 2})
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["samples.json"]

@@ -81,6 +81,16 @@ def test_a_part_of_the_video_takes_its_share_of_the_time(model):
     assert expected < 8.0
 
 
+def test_settings_that_cannot_make_the_part_are_passed_over(model):
+    full = {"options": {"steps": [8], "overlap": "full"}, "frechet": 1.0, "calls": 99, "seconds": 8.0}
+    write_table(model, rows=[full, *ROWS])
+    assert budget_options(model, 100.0, probe=lambda *_: 2.0)[0] == full["options"]
+    assert budget_options(model, 100.0, frames=2, probe=lambda *_: 2.0)[0] == ROWS[0]["options"]
+    write_table(model, rows=[full])
+    with pytest.raises(ConfigError, match="overlap: full"):
+        budget_options(model, 100.0, frames=2, probe=lambda *_: 2.0)
+
+
 def test_a_budget_that_nothing_meets_names_the_fastest(model):
     write_table(model)
     with pytest.raises(ConfigError, match=r"in 1\.5 s here; the fastest takes about 2 s"):

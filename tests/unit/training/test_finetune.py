@@ -17,6 +17,7 @@ from hpdm_core.rng import BatchStreams
 from hpdm_core.training.finetune import finetune, finetune_config, plan_finetuning
 from hpdm_core.training.origin import open_origin
 from hpdm_core.training.run import train
+from hpdm_core.training.source import StoreSource, fitted
 from tests.support.growing import ONE, THREE, TWO, make_store, preset_file
 from tests.support.tiny_hpdm import random_batch, random_inputs, sample, tiny_family, tiny_model
 from tests.support.toy import read_log, state_hash, toy_config
@@ -326,3 +327,16 @@ def test_a_model_that_reads_text_keeps_the_bases_words(place, tmp_path):
     assert not [name for name in growth.new if "text" in name]
     result = finetune(origin, config, place / "store", tmp_path / "run", device="cpu")
     assert load_model(result.weights).config.model.condition.text.words == known
+
+
+def test_words_that_a_given_vocabulary_lacks_are_named(place, tmp_path, caplog):
+    preset_file(tmp_path, "text1", {**ONE, "condition": TEXT})
+    config = load_run_config(tmp_path / "text1.yaml")
+    source = StoreSource(place / "store", config)
+    words = fitted(config, source).model.condition.text.words
+    lost = next(word for word in words if word.isalpha() and len(word) > 3)
+    rest = ", ".join(word for word in words if word != lost and word.isalpha())
+    assert "never told" not in caplog.text
+    fewer = load_run_config(tmp_path / "text1.yaml", [f"model.condition.text.words=[{rest}]"])
+    assert fitted(fewer, source) == fewer
+    assert f"1 words that the model was never told: {lost}" in caplog.text

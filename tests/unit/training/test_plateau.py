@@ -53,6 +53,13 @@ def test_the_phase_ends_as_its_best_evaluation_left_it(tmp_path):
     assert any(not torch.equal(best[name], before[name]) for name in best)
 
 
+def test_a_phase_that_ends_early_is_sampled_at_its_end(tmp_path):
+    seen = []
+    config = toy_config({"plateau": (2, 2)}, max_steps=14, sample_every_steps=1000)
+    fit(config, ToySource(), tmp_path / "run", device="cpu", sample=lambda family, folder: seen.append(folder.name))
+    assert seen == ["step_00000008", "step_00000010"]
+
+
 def test_a_phase_that_improves_to_its_end_keeps_its_last_weights(tmp_path):
     config = toy_config({"plateau": (2, 9)}, max_steps=12, keep_checkpoints=99)
     result = fit(config, ToySource(), tmp_path / "run", device="cpu")

@@ -31,6 +31,25 @@ def test_the_newest_are_kept_and_leftovers_go(tmp_path):
     assert folders(run) == ["step_00000015", "step_00000020"]
 
 
+def test_a_damaged_newer_checkpoint_does_not_push_out_the_good_ones(tmp_path):
+    run = tmp_path / "run"
+    fit(toy_config(max_steps=10, checkpoint_every_steps=5, keep_checkpoints=2), ToySource(), run, device="cpu")
+    (run / "checkpoints/step_00000010/weights.safetensors").write_bytes(b"")
+    config = toy_config(max_steps=10, checkpoint_every_steps=3, keep_checkpoints=1)
+
+    class Enough(Exception):
+        pass
+
+    def stop(family, folder):
+        raise Enough
+
+    again = config.model_copy(update={"train": config.train.model_copy(update={"sample_every_steps": 6})})
+    with pytest.raises(Enough):
+        fit(again, ToySource(), run, device="cpu", sample=stop)
+    assert folders(run) == ["step_00000006", "step_00000010"]
+    assert newest_valid(run).path.name == "step_00000006"
+
+
 def test_weights_are_the_first_average_and_load_without_the_run(tmp_path):
     run = tmp_path / "run"
     fit(toy_config(max_steps=5), ToySource(), run, device="cpu")
