@@ -49,7 +49,7 @@ class Nested(NamedTuple):
 class Stem(nn.Module):
     """Cut pixels to tokens: linear, norm, plus learned position and level."""
 
-    def __init__(self, num_inputs: int, grid: Extent, num_levels: int, dim: int, position_init: str) -> None:
+    def __init__(self, num_inputs: int, grid: Extent, num_levels: int, dim: int, init: str) -> None:
         super().__init__()
         self.tokenize, self.norm = nn.Linear(num_inputs, dim), layer_norm(dim)
         self.position = nn.Parameter(torch.empty(math.prod(grid), dim))
@@ -57,7 +57,8 @@ class Stem(nn.Module):
         init_linear_(self.tokenize)
         nn.init.normal_(self.position, std=0.02)
         nn.init.normal_(self.level, std=0.02)
-        if position_init == "sinusoids":
+        if init == "unit":
+            nn.init.normal_(self.tokenize.bias)
             with torch.no_grad():
                 self.position.add_(place_sinusoids(grid, dim).to(self.position))
 
@@ -140,13 +141,13 @@ class HierarchicalDenoiser(nn.Module):
         d, z, levels = config.token_dim, config.latent_dim, self.pyramid.num_levels
         pixels = math.prod(config.token) * CHANNELS
         inputs = pixels * (2 if config.fusion == "shallow" else 1)
-        self.stem = Stem(inputs, self.grid, levels, d, config.position_init)
+        self.stem = Stem(inputs, self.grid, levels, d, config.embedding_init)
         self.latent_start = nn.Parameter(torch.empty(config.num_latents, z))
         self.noise = ScalarEmbedding(d)
         self.condition_norm = layer_norm(d)
         self.blocks = nn.ModuleList(FusedBlock(config, self.grid, fuses=n > 1) for n in config.levels_per_block)
         self.head = Head(d, pixels)
-        nn.init.normal_(self.latent_start, std=0.02)
+        nn.init.normal_(self.latent_start, std=1.0 if config.embedding_init == "unit" else 0.02)
         init_linear_(self.noise)
         for block in self.blocks:
             init_linear_(block.rin)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ SWITCHES = [
     {"context_gradient": False},
     {"self_conditioning": 0.9},
     {"fusion_init": "identity"},
-    {"position_init": "sinusoids"},
+    {"embedding_init": "unit"},
     {"loss_weighting": "output"},
     {"levels_per_block": (3, 3)},
     {"condition": {"kind": "none"}},
