@@ -32,9 +32,8 @@ class HpdmModel(ModelSection):
     `residual` passes them on and starts the rest as `default` does, because LAMB moves a weight in proportion to
     its norm and hardly leaves zero.
     head_dim: width of an attention head; latent_head_dim: among latents, null for the same.
-    embedding_init: how the learned parts beside the tokens' content begin. `small`: places and latents near zero, no
-    bias. `unit`: at the size of the tokens, places as sinusoids, latents and bias random; latents then tell places
-    apart, and the norm after the bias keeps a token's brightness, from the first step on.
+    position_init: what the learned embedding of a token's place begins as: small random numbers, or sinusoids of its
+    place in the patch, of the size of the tokens.
     input_scale, input_scale_growth: sigma_in of level 0 and its factor per level (spec §2.2).
     loss_weighting: `edm` weighs the error of the clean estimate by 1 + 1 / sigma² (spec §2.2), which counts small noise
     input_scale² times more than large; `output` counts the output's error alike at all noise levels and levels of the
@@ -58,7 +57,7 @@ class HpdmModel(ModelSection):
     fusion_init: Literal["default", "identity", "residual"] = "default"
     context_gradient: bool = True
     coordinates: bool = True
-    embedding_init: Literal["small", "unit"] = "small"
+    position_init: Literal["random", "sinusoids"] = "random"
     self_conditioning: Fraction = 0.0
     condition: ConditionSection = ConditionSection()
     input_scale: Positive = 4.0

@@ -49,16 +49,17 @@ class Nested(NamedTuple):
 class Stem(nn.Module):
     """Cut pixels to tokens: linear, norm, plus learned position and level."""
 
-    def __init__(self, num_inputs: int, grid: Extent, num_levels: int, dim: int, init: str) -> None:
+    def __init__(self, num_inputs: int, grid: Extent, num_levels: int, dim: int, position_init: str) -> None:
         super().__init__()
         self.tokenize, self.norm = nn.Linear(num_inputs, dim), layer_norm(dim)
         self.position = nn.Parameter(torch.empty(math.prod(grid), dim))
         self.level = nn.Parameter(torch.empty(num_levels, dim))
         init_linear_(self.tokenize)
+        # Without a bias the norm would make tokens of z and of 2 z the same: a token's brightness would be lost.
+        nn.init.normal_(self.tokenize.bias)
         nn.init.normal_(self.position, std=0.02)
         nn.init.normal_(self.level, std=0.02)
-        if init == "unit":
-            nn.init.normal_(self.tokenize.bias)
+        if position_init == "sinusoids":
             with torch.no_grad():
                 self.position.add_(place_sinusoids(grid, dim).to(self.position))
 
@@ -141,13 +142,15 @@ class HierarchicalDenoiser(nn.Module):
         d, z, levels = config.token_dim, config.latent_dim, self.pyramid.num_levels
         pixels = math.prod(config.token) * CHANNELS
         inputs = pixels * (2 if config.fusion == "shallow" else 1)
-        self.stem = Stem(inputs, self.grid, levels, d, config.embedding_init)
+        self.stem = Stem(inputs, self.grid, levels, d, config.position_init)
         self.latent_start = nn.Parameter(torch.empty(config.num_latents, z))
         self.noise = ScalarEmbedding(d)
         self.condition_norm = layer_norm(d)
         self.blocks = nn.ModuleList(FusedBlock(config, self.grid, fuses=n > 1) for n in config.levels_per_block)
         self.head = Head(d, pixels)
-        nn.init.normal_(self.latent_start, std=1.0 if config.embedding_init == "unit" else 0.02)
+        # As large as what they read: the condition, read first, is the same for all, and would drown what tells
+        # small latents apart. Alike, they read alike, and a block passes on one mean of all tokens.
+        nn.init.normal_(self.latent_start)
         init_linear_(self.noise)
         for block in self.blocks:
             init_linear_(block.rin)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MAY_DIFFER = {
     *("video", "levels_per_block", "level_weights", "loss_weighting", "fusion_init"),
-    *("context_gradient", "embedding_init"),
+    *("context_gradient", "position_init"),
     *("condition.drop", "condition.text.path"),
     *("sigma_log_mean", "sigma_log_std", "sigma_min", "sigma_max"),
 }

@@ -16,7 +16,7 @@ SWITCHES = [
     {"context_gradient": False},
     {"self_conditioning": 0.9},
     {"fusion_init": "identity"},
-    {"embedding_init": "unit"},
+    {"position_init": "sinusoids"},
     {"loss_weighting": "output"},
     {"levels_per_block": (3, 3)},
     {"condition": {"kind": "none"}},

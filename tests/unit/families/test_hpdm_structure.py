@@ -211,23 +211,13 @@ def test_level_0_and_blocks_that_process_it_alone_have_no_fusion():
     assert called == []
 
 
-def test_what_stands_beside_the_tokens_may_begin_at_their_size():
-    small, unit = (tiny_family(lively=False, embedding_init=kind).denoiser for kind in ("small", "unit"))
-    assert small.stem.position.std().item() == pytest.approx(0.02, rel=0.2)
-    assert unit.stem.position.std().item() == pytest.approx(1.0, rel=0.2)
-    waves = place_sinusoids(unit.grid, 24)
-    assert (unit.stem.position - waves).std().item() == pytest.approx(0.02, rel=0.3)
-    assert small.stem.tokenize.bias.eq(0).all()
-    for part in (unit.stem.tokenize.bias, unit.latent_start):
-        assert part.std().item() == pytest.approx(1.0, rel=0.5)
-
-
-def test_a_unit_bias_keeps_the_brightness_of_a_token_through_its_norm():
-    """Without a bias the norm makes a token of any brightness the same."""
-    small, unit = (tiny_family(lively=False, embedding_init=kind).denoiser.stem for kind in ("small", "unit"))
-    dark, bright = (torch.full((1, 1, 32, 12), value) for value in (0.1, 0.9))
-    assert torch.allclose(small(dark, 0), small(bright, 0), atol=1e-3)
-    assert (unit(dark, 0) - unit(bright, 0)).abs().mean() > 0.1
+def test_places_may_begin_as_sinusoids_and_are_learned_either_way():
+    random, waves = (tiny_family(lively=False, position_init=kind).denoiser for kind in ("random", "sinusoids"))
+    assert random.stem.position.std().item() == pytest.approx(0.02, rel=0.2)
+    assert waves.stem.position.std().item() == pytest.approx(1.0, rel=0.2)
+    left = waves.stem.position - place_sinusoids(waves.grid, 24)
+    assert left.std().item() == pytest.approx(0.02, rel=0.3)
+    assert waves.stem.position.requires_grad
 
 
 def test_coordinates_reach_the_fine_levels_only():
