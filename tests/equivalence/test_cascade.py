@@ -42,8 +42,8 @@ def test_another_chunk_size_changes_rounding_only():
     family = tiny_family()
     videos = [sample(family, [5, 6], [2, 1], chunk=chunk, **QUICK) for chunk in (None, 7, 50)]
     for video in videos[1:]:
-        # A hundredth of a grey level.
-        torch.testing.assert_close(video, videos[0], atol=1e-4, rtol=0)
+        # Rounding: five seeds give 3e-6 to 2.1e-5 on values up to 3.6.
+        torch.testing.assert_close(video, videos[0], atol=5e-5, rtol=0)
 
 
 def finished_levels(cascade, branch, upto):
