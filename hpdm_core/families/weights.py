@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hpdm_core.config.load import parse_config
 from hpdm_core.config.schema import RunConfig
-from hpdm_core.errors import IncompatibleCheckpoint, NoCheckpoint
+from hpdm_core.errors import ConfigError, IncompatibleCheckpoint, NoCheckpoint
 from hpdm_core.families.base import Family
 from hpdm_core.families.registry import build_family, family_sections
 
@@ -92,15 +92,24 @@ def read_header(path: Path) -> WeightsHeader:
             f"{path} has format {raw.get('format')}; this version reads format {FORMAT}",
             hint="use the hpdm version that wrote it",
         )
+    unknown = sorted(raw.keys() - {known.name for known in fields(WeightsHeader)})
+    if unknown:
+        raise IncompatibleCheckpoint(
+            f"{path} says things that this version does not know: {', '.join(unknown)}",
+            hint="use the hpdm version that wrote it",
+        )
     return WeightsHeader(**raw)
 
 
 def export_weights(source: Path, target: Path, dtype: torch.dtype) -> WeightsHeader:
     """Write the model at `source` as one file of `dtype`, its header unchanged; returns the header.
 
-    source: what `find_weights` takes. Raises NoCheckpoint and IncompatibleCheckpoint as `load_model` does.
+    source: what `find_weights` takes. Raises NoCheckpoint and IncompatibleCheckpoint as `load_model` does, and
+    ConfigError where `target` is the source itself, whose numbers would be lost.
     """
     file = find_weights(source)
+    if target.exists() and target.samefile(file):
+        raise ConfigError(f"{target} is the model that would be written", hint="choose another --out")
     header = read_header(file)
     save_weights(target, {name: _as(t, dtype) for name, t in load_file(file).items()}, header)
     return header

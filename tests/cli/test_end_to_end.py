@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from hpdm_cli.app import app
@@ -137,6 +139,18 @@ def test_an_exported_model_is_half_the_size_and_can_be_the_model_in_the_box(
     made = sample(small, num=1, level=0, device="cpu")[0].video
     assert np.array_equal(read_npz(folder / "boxed/seed_000000.npz")[0], made)
     assert here("export runs/hpdm-smoke --out small.pt").exit_code == 2
+    before = small.path.read_bytes()
+    assert here("export shipped/small.safetensors --out shipped/small.safetensors --dtype fp16").exit_code == 2
+    assert small.path.read_bytes() == before
+
+
+def test_a_model_of_a_later_version_is_refused_in_one_line(folder: Path, here) -> None:
+    model = load_model(folder / "runs/hpdm-smoke")
+    header = {**asdict(model.header), "flavour": "new"}
+    save_file(dict(model.family.state_dict()), folder / "later.safetensors", {"hpdm": json.dumps(header)})
+    result = here("sample --ckpt later.safetensors --dry-run")
+    assert result.exit_code == 4, result.output
+    assert "flavour" in result.stderr
 
 
 def test_an_impossible_size_is_refused_with_a_hint(here) -> None:
