@@ -35,7 +35,8 @@ def sample_levels(
 ) -> list[np.ndarray]:
     """uint8 [N, T, H, W, 3] per level, all from one pass of the cascade."""
     device = next(model.family.parameters()).device
-    section = sample_options(model, {"precision": "bf16" if device.type == "cuda" else "fp32", **options})
+    usual = {"precision": "bf16", "chunk": 64} if device.type == "cuda" else {"precision": "fp32"}
+    section = sample_options(model, {**usual, **options})
     labels = labels_of(model, seeds, ()) if labels is None else list(labels)
     levels: list[list[np.ndarray]] = []
     for start in range(0, len(seeds), batch):

@@ -113,7 +113,9 @@ def measure(model: LoadedModel | None, args: argparse.Namespace) -> list[dict[st
 def _options(args: argparse.Namespace, weight: float) -> dict[str, Any]:
     """Keys of the `sample` section."""
     device = pick_device(args.device)
-    options = {"guidance": [weight], "precision": args.precision or ("bf16" if device.type == "cuda" else "fp32")}
+    options: dict[str, Any] = {"guidance": [weight], "precision": args.precision or "fp32"}
+    if device.type == "cuda":
+        options |= {"precision": args.precision or "bf16", "chunk": 64}
     options |= {"level": args.level} if args.level is not None else {}
     return options | ({"steps": args.steps} if args.steps else {})
 
