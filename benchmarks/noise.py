@@ -1,4 +1,4 @@
-"""Where is a model's error? By level and amount of noise, on clips it has not seen: seconds, where samples take minutes.
+"""Where is a model's error? By level and amount of noise, on unseen clips: seconds, where samples take minutes.
 
     python -m benchmarks.noise --ckpt RUN --data STORE --num 64 --noise 0.3,1,3,10,30
 
