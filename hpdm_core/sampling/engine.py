@@ -51,18 +51,24 @@ def run_stage(
 ) -> State:
     """One diffusion from noise to a clean state in scaled coordinates."""
     steps = len(stage.sigmas) - 1
+    now = 0
+
+    def denoise(state: State, sigma: float) -> State:
+        return stage.denoise(state, sigma, now)
 
     def noise(step: int) -> State:
         return {name: _noise(stage, name, step, seeds, device) for name in stage.shapes}
 
     def on_step(step: int, calls: int) -> None:
+        nonlocal now
+        now = step + 1
         if on_progress is not None:
             on_progress(Progress(stage.name, step + 1, steps, calls))
 
     first = float(stage.sigmas[0])
     start = {name: first * eps for name, eps in noise(-1).items()}
     solver = solver_info(stage.solver.name)
-    return solver.run(stage.denoise, start, stage.sigmas, noise, on_step, **stage.solver.options)
+    return solver.run(denoise, start, stage.sigmas, noise, on_step, **stage.solver.options)
 
 
 def _noise(stage: Stage, name: str, step: int, seeds: Sequence[int], device: torch.device | str) -> Tensor:

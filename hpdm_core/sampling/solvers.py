@@ -115,6 +115,10 @@ class SolverInfo:
     options: tuple[str, ...]
     calls: Callable[[int], int]
 
+    def step_calls(self, steps: int) -> list[int]:
+        """Network calls of each of `steps` steps; the last one may take fewer."""
+        return [self.calls(2) - self.calls(1)] * (steps - 1) + [self.calls(1)]
+
 
 SOLVERS: dict[str, SolverInfo] = {
     "euler": SolverInfo(euler, (), lambda n: n),

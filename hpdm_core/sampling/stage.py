@@ -16,6 +16,8 @@ from torch import Tensor
 State = dict[str, Tensor]
 Denoiser = Callable[[State, float], State]
 """Scaled noisy state [B, ...] and sigma to the scaled clean estimate (x_hat_k / s_k)."""
+StepDenoiser = Callable[[State, float, int], State]
+"""A denoiser that is also told the solver's step, from 0 on: the same number for all calls of one step."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Stage:
 
     name: str
     shapes: Mapping[str, tuple[int, ...]]
-    denoise: Denoiser
+    denoise: StepDenoiser
     sigmas: Tensor
     solver: Solver
     calls: int

@@ -293,7 +293,7 @@ class Rehearsal:
                 setup = spent()
                 with self.fake:
                     state = {name: torch.empty(1, *shape) for name, shape in stage.shapes.items()}
-                clean = stage.denoise(state, 1.0)
+                clean = stage.denoise(state, 1.0, 0)
                 call = spent()
                 costs.append(StageCost(stage.name, setup[0], call[0], setup[1], call[1]))
                 try:

@@ -124,9 +124,9 @@ def count(family, cascade, seeds):
             calls.append(0)
             rows[-1] = 0
 
-            def denoise(state, sigma, inner=stage.denoise):
+            def denoise(state, sigma, step, inner=stage.denoise):
                 calls[-1] += 1
-                return inner(state, sigma)
+                return inner(state, sigma, step)
 
             object.__setattr__(stage, "denoise", denoise)
             state = yield stage

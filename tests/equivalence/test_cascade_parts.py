@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from hpdm_core.diffusion.guidance import guide
 from hpdm_core.errors import ConfigError
+from hpdm_core.families.hpdm import cascade as cascade_module
 from hpdm_core.families.hpdm.branch import Branch, even_chunk
 from hpdm_core.families.hpdm.cascade import Cascade
 from hpdm_core.families.hpdm.config import HpdmSample
@@ -105,6 +107,32 @@ def test_phases_take_turns_step_by_step(monkeypatch):
     outline = cascade.outline()
     assert [s.tile_calls for s in outline.stages] == [1, 2 * (4 + 9), 4 * (16 + 25 + 16)]
     assert outline.stages[2].block_evals == 4 * (16 + 25 + 16) * 2
+
+
+@pytest.mark.parametrize("churn", [0.0, 40.0])
+def test_both_evaluations_of_a_step_are_one_turn_however_far_churn_goes(monkeypatch, churn):
+    family, seen, weights = tiny_family(), [], []
+    original = Branch.denoise
+
+    def watch(branch, canvas, sigma, grid):
+        seen.append((branch.level, grid.phase))
+        return original(branch, canvas, sigma, grid)
+
+    def watch_guide(clean, free, weight):
+        weights.append(weight)
+        return guide(clean, free, weight)
+
+    monkeypatch.setattr(Branch, "denoise", watch)
+    monkeypatch.setattr(cascade_module, "guide", watch_guide)
+    options = HpdmSample(
+        steps=(4, 3), solver=("heun",), churn=churn, phases="alternate", level=1, guidance=(3.0,), guidance_low=1.5
+    )
+    cascade = Cascade(family, Request((0,), (0,)), options)
+    run_plan(cascade.stages(), (0,), "cpu")
+    turns = ["even"] * 4 + ["odd"] * 4 + ["even"] * 2  # two branches, two evaluations, one in the last step
+    assert [phase for level, phase in seen if level == 1] == turns
+    assert weights == [3.0, 3.0, 1.5, 1.5, 3.0, 3.0, 1.5, 3.0, 3.0, 1.5, 1.5, 3.0]
+    assert [stage.tile_calls for stage in cascade.outline().stages] == [7, 2 * (2 * 4 + 2 * 9 + 4)]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ Where only the first frames are wanted, each level makes only the tiles that the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -26,7 +26,7 @@ from hpdm_core.pyramid.extract import level_name
 from hpdm_core.pyramid.tiling import TileGrid
 from hpdm_core.rng import torch_stream
 from hpdm_core.sampling.solvers import solver_info
-from hpdm_core.sampling.stage import Outline, Request, Solver, Stage, StageOutline, State
+from hpdm_core.sampling.stage import Outline, Request, Solver, Stage, StageOutline, State, StepDenoiser
 
 if TYPE_CHECKING:
     from hpdm_core.families.hpdm.family import HpdmFamily
@@ -60,7 +60,8 @@ class Cascade:
             if not self.options.cache:
                 depth = sum(min(n, level + 1) for n in config.levels_per_block)
             frames, height, width = grid.extent
-            tile_calls = self._tile_calls(level, steps, solver)
+            phases, each = self.phases[level], solver_info(solver).step_calls(steps)
+            tile_calls = sum(n * len(self._in_turn(phases, step)) for step, n in enumerate(each))
             stages.append(
                 StageOutline(
                     level_name(level), frames, (height, width), solver, steps, -(-tile_calls // calls), calls,
@@ -69,21 +70,6 @@ class Cascade:
             )  # fmt: skip
         _, height, width = self.pyramid.extent(self.stop)
         return Outline(self.frames, (height, width), tuple(stages), self.pyramid.step(self.stop)[0])
-
-    def _tile_calls(self, level: int, steps: int, solver: str) -> int:
-        """Tiles denoised by all calls of a level's solver, one branch."""
-        sigmas, phases = self.family.schedule.grid(steps), self.phases[level]
-        total = 0
-        for step, sigma in enumerate(sigmas[:-1]):
-            # A step's first call is at its own noise level, a second one at that of the next step.
-            seen = [float(sigma), float(sigmas[step + 1])] if solver_info(solver).calls(2) > 2 else [float(sigma)]
-            total += sum(len(phases[self._turn(sigmas, value, len(phases))]) for value in seen if value > 0)
-        return total
-
-    @staticmethod
-    def _turn(sigmas: Tensor, sigma: float, count: int) -> int:
-        """Which of `count` things is in turn at noise level `sigma`: they change with every step of the grid."""
-        return int((sigmas > sigma).sum()) % count
 
     def stages(self) -> Generator[Stage, State, Tensor]:
         """Yield each level's stage, receive its clean canvas, return the last one."""
@@ -111,18 +97,17 @@ class Cascade:
                     branch.finish(noisy)
         return video[:, :, : self.frames]
 
-    def _denoiser(self, level: int, branches: list[Branch]) -> Callable[[State, float], State]:
+    def _denoiser(self, level: int, branches: list[Branch]) -> StepDenoiser:
         scale, phases = self.family.levels[level].scale, self.phases[level]
         options, weight = self.options, self._entry(self.options.guidance, level)
-        sigmas = self.family.schedule.grid(self._entry(options.steps, level))
+        low = weight if options.guidance_low is None else options.guidance_low
 
-        def denoise(state: State, sigma: float) -> State:
-            grid = phases[self._turn(sigmas, sigma, len(phases))]
+        def denoise(state: State, sigma: float, step: int) -> State:
+            grid = self._in_turn(phases, step)
             clean = branches[0].denoise(state[VIDEO], sigma, grid)
             if self._guided(level):
-                low = weight if options.guidance_low is None else options.guidance_low
-                now = (weight, low)[self._turn(sigmas, sigma, 2)]
-                clean = guide(clean, branches[1].denoise(state[VIDEO], sigma, grid), now)
+                free = branches[1].denoise(state[VIDEO], sigma, grid)
+                clean = guide(clean, free, self._in_turn((weight, low), step))
             if options.dynamic_threshold is not None:
                 clean = dynamic_threshold(clean, options.dynamic_threshold)
             return {VIDEO: (clean.clamp(-1, 1) if options.clip else clean) / scale}
@@ -202,6 +187,11 @@ class Cascade:
         """The grids that take turns at a level: one, or with `phases: alternate` two where windows overlap."""
         alternate = self.options.phases == "alternate" and grid.overlaps
         return grid.phases() if alternate else (grid,)
+
+    @staticmethod
+    def _in_turn(things: Sequence[T], step: int) -> T:
+        """What serves all calls of a solver's step: its number says so, not sigma, which churn moves."""
+        return things[step % len(things)]
 
     @staticmethod
     def _entry(values: tuple[T, ...], level: int) -> T:

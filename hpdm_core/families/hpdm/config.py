@@ -114,7 +114,7 @@ class HpdmSample(SampleSection):
     overlap: `spatial` is what the paper reports metrics with, `full` what it shows.
     phases: with `together` every step averages overlapping windows; with `alternate` those that lie side by side and
     those in between take turns, step by step: a third of the calls, and what is a seam in one step is none in the next.
-    guidance: 1 is the plain conditional model. guidance_low: at every second noise level of a stage guide by this
+    guidance: 1 is the plain conditional model. guidance_low: in every second step of a stage guide by this
     weight instead (oscillating guidance, Imagen Video). dynamic_threshold: clip clean estimates at this quantile of
     their size and divide them by it, where it is beyond 1 (Imagen).
     context_sigma: noise level of coarse levels as context.

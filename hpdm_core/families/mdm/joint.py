@@ -63,7 +63,7 @@ class JointSampling:
         wanted = self.family.wanted(self.request)
         unwanted = self.family.unwanted(self.request) if self.guided else None
 
-        def denoise(state: State, sigma: float) -> State:
+        def denoise(state: State, sigma: float, _: int) -> State:
             clean = self._clean(state, sigma, wanted)
             if self.guided:
                 free = self._clean(state, sigma, unwanted)

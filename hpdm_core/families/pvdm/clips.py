@@ -9,7 +9,7 @@ Shapes: B videos, C channels, N cells of all planes, T H W frames and pixels, M 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,7 +23,7 @@ from hpdm_core.families.conditioned import asks
 from hpdm_core.families.pvdm.config import PvdmSample
 from hpdm_core.nn.chunks import in_chunks
 from hpdm_core.sampling.solvers import solver_info
-from hpdm_core.sampling.stage import Outline, Request, Solver, Stage, StageOutline, State
+from hpdm_core.sampling.stage import Outline, Request, Solver, Stage, StageOutline, State, StepDenoiser
 
 if TYPE_CHECKING:
     from hpdm_core.families.pvdm.family import PvdmFamily
@@ -79,11 +79,11 @@ class ClipChain:
                 previous = state[LATENT] if self.options.reuse_latent else self._encoded(clips[-1])
         return torch.cat(clips, dim=2)
 
-    def _denoiser(self, index: int, previous_BCN: Tensor) -> Callable[[State, float], State]:
+    def _denoiser(self, index: int, previous_BCN: Tensor) -> StepDenoiser:
         wanted, weight = self.family.wanted(self.request), self._entry(self.options.guidance, index)
         unwanted = self.family.unwanted(self.request) if self._guided(index) else None
 
-        def denoise(state: State, sigma: float) -> State:
+        def denoise(state: State, sigma: float, _: int) -> State:
             predict = partial(in_chunks, partial(self._predict, sigma), self.options.chunk, state[LATENT], previous_BCN)
             clean = predict(*(wanted or ()))
             if unwanted is not None:

@@ -10,7 +10,7 @@ from hpdm_core.sampling.stage import Solver, Stage
 SHAPES = {"small": (2, 3), "large": (2, 6)}
 
 
-def shrink(state, sigma):
+def shrink(state, sigma, step):
     return {k: u / (1 + sigma**2) for k, u in state.items()}
 
 
@@ -34,7 +34,7 @@ def test_stages_components_and_steps_draw_different_noise():
     assert not torch.equal(first["small"], second["small"])
     drawn = []
 
-    def record(state, sigma):
+    def record(state, sigma, step):
         drawn.append(state["small"].clone())
         return {k: torch.zeros_like(u) for k, u in state.items()}
 
@@ -48,7 +48,7 @@ def test_stages_components_and_steps_draw_different_noise():
 def test_the_start_is_noise_of_the_first_sigma():
     seen = []
 
-    def record(state, sigma):
+    def record(state, sigma, step):
         seen.append((state["large"], sigma))
         return state
 
@@ -82,6 +82,17 @@ def test_a_plan_receives_each_stages_state_and_its_return_is_the_video():
     video = run_plan(plan(), [1, 2], "cpu")
     assert torch.equal(video, received[1]["small"] * 2)
     assert torch.equal(received[0]["large"], run_stage(stage("first"), [1, 2], "cpu")["large"])
+
+
+def test_all_calls_of_a_step_are_told_its_number():
+    told = []
+
+    def record(state, sigma, step):
+        told.append(step)
+        return shrink(state, sigma, step)
+
+    run_stage(stage(solver="heun", steps=3, denoise=record), [0], "cpu")
+    assert told == [0, 0, 1, 1, 2]
 
 
 def test_options_reach_the_solver():
