@@ -163,7 +163,7 @@ def run_arm(arm: str, size: int, data: str, args: argparse.Namespace) -> dict[st
         "steps": {name: line["step"] for name, line in last.items()}, "videos_seen": lines[-1]["videos_seen"],
         "videos_per_s": {name: line["videos_per_s"] for name, line in last.items()},
         "memory_gib": max(line["memory_gib"] for line in lines), "parameters": parts,
-        "n": args.num, "sampling": sampling(arm, args), "calls": sum(s.calls * s.tiles for s in cost.stages),
+        "n": args.num, "sampling": sampling(arm, args), "calls": sum(s.tile_calls for s in cost.stages),
         "block_evals": sum(s.block_evals for s in cost.stages), "seconds_per_clip": seconds / args.num,
         "rfvd": score(made, held_out, args), "rfvd_untrained": score(blank, held_out, args),
     }  # fmt: skip

@@ -53,6 +53,7 @@ class Stage:
     shapes: per component, the shape of one row (no batch axis).
     sigmas: float64 [num_steps + 1], decreasing, last 0. calls: network calls the solver will make.
     drawn: per component, the larger shape whose noise the state takes its first part from, along every axis.
+    turns: after how many steps `denoise` is the same work again.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Stage:
     solver: Solver
     calls: int
     drawn: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    turns: int = 1
 
 
 @dataclass(frozen=True)

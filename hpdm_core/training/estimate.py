@@ -64,7 +64,7 @@ class PhaseEstimate:
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """A sampling stage of one video."""
+    """A sampling stage of one video. tiles: of one solver call, the mean rounded up; calls: over all tiles."""
 
     name: str
     tiles: int
@@ -228,9 +228,7 @@ def _sampling(rehearsal: Rehearsal, outline: Outline, scale: float) -> tuple[Sta
         once = max(cost.setup_flops / rate, cost.setup_kernels * SECONDS_PER_KERNEL)
         each = max(cost.call_flops / rate, cost.call_kernels * SECONDS_PER_KERNEL)
         flops = cost.setup_flops + stage.calls * cost.call_flops
-        found.append(
-            StageEstimate(stage.name, stage.tiles, stage.calls * stage.tiles, flops, once + stage.calls * each)
-        )
+        found.append(StageEstimate(stage.name, stage.tiles, stage.tile_calls, flops, once + stage.calls * each))
     return tuple(found)
 
 

@@ -33,7 +33,8 @@ from hpdm_core.data.window import Batch, ClipView
 from hpdm_core.families.base import Phase, Role
 from hpdm_core.nn.precision import autocast
 from hpdm_core.rng import BatchStreams
-from hpdm_core.sampling.stage import Request
+from hpdm_core.sampling.solvers import solver_info
+from hpdm_core.sampling.stage import Request, Stage
 from hpdm_core.training.ema import Ema
 from hpdm_core.training.optim import RoleOptimizer
 from hpdm_core.training.source import class_condition, weightless_family
@@ -89,13 +90,13 @@ class StepCost:
 
 @dataclass(frozen=True)
 class StageCost:
-    """One sampling stage of one video: `setup` comes once before it, `call` at every network call."""
+    """One sampling stage of one video: `setup` comes once before it, `call` is the mean over its network calls."""
 
     name: str
     setup_flops: float
     call_flops: float
     setup_kernels: int
-    call_kernels: int
+    call_kernels: float
 
 
 class Places:
@@ -273,7 +274,7 @@ class Rehearsal:
         )  # fmt: skip
 
     def stages(self) -> list[StageCost]:
-        """The stages of one video at the config's sampling settings, each called once."""
+        """The stages of one video at the config's sampling settings, each called once, or once for every turn."""
         sample, costs = self.config.sample, []
         labels = (0,) if class_condition(self.config) is not None else None
         plan = self.family.eval().requires_grad_(False).plan(Request((0,), labels=labels), sample)
@@ -293,11 +294,14 @@ class Rehearsal:
                 setup = spent()
                 with self.fake:
                     state = {name: torch.empty(1, *shape) for name, shape in stage.shapes.items()}
-                clean = stage.denoise(state, 1.0, 0)
-                call = spent()
+                calls = _calls_by_turn(stage)
+                call = [0.0, 0.0]
+                for turn, count in enumerate(calls):
+                    state = stage.denoise(state, 1.0, turn)
+                    call = [mean + new * count / sum(calls) for mean, new in zip(call, spent(), strict=True)]
                 costs.append(StageCost(stage.name, setup[0], call[0], setup[1], call[1]))
                 try:
-                    stage = plan.send(clean)
+                    stage = plan.send(state)
                 except StopIteration:
                     return costs
 
@@ -316,6 +320,12 @@ class Rehearsal:
     def _own_gradient(self, param: Tensor) -> None:
         if param.grad is not None:
             self.ledger.move(param.grad, "gradients")
+
+
+def _calls_by_turn(stage: Stage) -> list[int]:
+    """How many of a stage's network calls fall to each of its turns."""
+    each = solver_info(stage.solver.name).step_calls(len(stage.sigmas) - 1)
+    return [sum(each[turn :: stage.turns]) for turn in range(min(stage.turns, len(each)))]
 
 
 def empty_batch(view: ClipView, rows: int) -> Batch:

@@ -89,6 +89,7 @@ class Cascade:
                 solver,
                 solver_info(name).calls(steps),
                 drawn={VIDEO: (3, *self.pyramid.extent(level))},
+                turns=len(self.phases[level]),
             )
             video = state[VIDEO] * self.family.levels[level].scale
             if level < self.stop:

@@ -129,6 +129,18 @@ def test_gpus_share_the_batch_and_the_days() -> None:
         estimate(config, gpus=3)
 
 
+def test_tiles_that_take_turns_cost_what_is_run() -> None:
+    sampling = ("sample.steps=[3]", "sample.solver=[heun]", "sample.chunk=1")
+    together, alternate = (config_of("hpdm-smoke", *sampling, f"sample.phases={p}") for p in ("together", "alternate"))
+    found = estimate(alternate)
+    planned = [stage.tile_calls for stage in found.outline.stages]
+    assert [stage.calls for stage in found.sampling] == planned
+    assert planned == [5, 2 * 8 + 2 * 18 + 8, 2 * 64 + 2 * 100 + 64]
+    costs = Rehearsal(together).stages(), Rehearsal(alternate).stages()
+    for tile_calls, tiles, every, turns in zip(planned, (1, 18, 196), *costs, strict=True):
+        assert turns.call_flops * 5 / tile_calls == pytest.approx(every.call_flops / tiles)
+
+
 def test_unmeasured_tf32_is_given_the_lower_bound() -> None:
     assert fastest("tf32", False, True) == fastest("fp32", False, True)
     assert fastest("bf16", False, True).tflop_per_s == pytest.approx(388, abs=1)
