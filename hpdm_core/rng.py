@@ -55,6 +55,12 @@ class BatchStreams:
     positions: Sequence[int]
     device: torch.device | str = "cpu"
 
+    def rows(self, index: Sequence[int]) -> BatchStreams:
+        """The streams of the rows `index`, in that order; this very object where that is all of them."""
+        if list(index) == list(range(len(self.positions))):
+            return self
+        return BatchStreams(self.seed, [self.positions[row] for row in index], self.device)
+
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Standard normal noise [B, *shape], float32, drawn on the device."""
         import torch

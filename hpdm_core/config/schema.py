@@ -168,7 +168,8 @@ class EmaSection(Section):
 class TrainSection(Section):
     """The training loop. Steps count per phase where a family trains in phases.
 
-    cuda_graph: replay the whole step from a CUDA graph; worth it where one GPU trains on a few videos a step.
+    cuda_graph: replay the whole step from a CUDA graph; worth it where one GPU trains on a few videos a step. Refused
+    for models whose steps are not alike (clips given the one before, mixed resolutions).
     bf16_attention: run the attention kernel in bf16 whatever the precision; `whole`: with its projections.
     residual: what the streams between layers are kept in; `bf16` (only with `precision: bf16`) moves fewer bytes.
     float8: large linear layers in float8 (only with `precision: bf16`; Hopper GPUs and later).

@@ -151,6 +151,13 @@ class Family(nn.Module, ABC):
         """Whether a request for fewer frames makes exactly the first frames of the whole video, for less work."""
         return False
 
+    def varying(self, phase: str) -> str:
+        """Why the steps of `phase` are not the same kernels on tensors of the same shapes each time; "" if they are.
+
+        What differs by the positions of a batch's rows alone counts too.
+        """
+        return ""
+
     def compile_units(self) -> Sequence[nn.Module]:
         """The repeated blocks: compiled, checkpointed and sharded one by one, from outside."""
         return ()

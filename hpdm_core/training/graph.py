@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hpdm_core.config.schema import RunConfig
 from hpdm_core.data.window import Batch
 from hpdm_core.errors import ConfigError
+from hpdm_core.families.base import Family, Phase
 from hpdm_core.rng import BatchStreams
 from hpdm_core.training.distributed import World
 
@@ -40,6 +40,12 @@ class HeldStreams(BatchStreams):
     def uniform(self, purpose: str, size: int) -> Tensor:
         """See `BatchStreams.uniform`."""
         return self._keep(("uniform", purpose, (size,)))
+
+    def rows(self, index: Sequence[int]) -> BatchStreams:
+        """See `BatchStreams.rows`. RuntimeError for some rows only: a replay would draw the numbers of the capture."""
+        if list(index) != list(range(len(self.positions))):
+            raise RuntimeError("the step draws for rows that follow from their positions")
+        return self
 
     def redraw(self, positions: Sequence[int]) -> None:
         """Draw again, for the rows at `positions`, everything that was ever asked for."""
@@ -115,12 +121,14 @@ class GraphedStep:
         return graph
 
 
-def check_graphable(config: RunConfig, world: World, rows: int, micro_batch: int) -> None:
-    """Raise ConfigError where a CUDA graph cannot hold the step that `config` describes."""
+def check_graphable(family: Family, phase: Phase, world: World, rows: int, micro_batch: int) -> None:
+    """Raise ConfigError where a CUDA graph cannot hold a step of `phase`, `rows` rows in micro-batches."""
+    varying = family.varying(phase.name)
     reasons = {
         "it needs a GPU": world.device.type != "cuda",
         "it is for one process": world.size > 1,
         f"a step of {rows} rows in micro-batches of {micro_batch} is several passes": rows != micro_batch,
+        f"in phase {phase.name}, {varying}": bool(varying),
     }
     for reason, applies in reasons.items():
         if applies:

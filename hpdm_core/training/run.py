@@ -125,6 +125,8 @@ class _Run:
             self.origin.check_same(state, self.out)
         elif self.origin is not None:
             state.base_sha256 = self.origin.sha256
+        family = self._family(new=not resumed)
+        self._check_graphs(family)
         self.world.barrier()
         if self.world.main:
             with writing(self.out):
@@ -134,7 +136,6 @@ class _Run:
                     note_store(self.out, self.source.store)
         keep = checkpoint.record["log_bytes"] if checkpoint else 0
         log = RunLog(self.out, keep_bytes=keep, step=state.total_step, enabled=self.world.main)
-        family = self._family(new=not resumed)
         phases = list(family.phases())
         if checkpoint is not None:
             del phases[: [phase.name for phase in phases].index(state.phase)]
@@ -154,6 +155,13 @@ class _Run:
         family = family.train().to(self.world.device)
         apply_switches(family, self.config.train)
         return family
+
+    def _check_graphs(self, family: Family) -> None:
+        """Refuse `train.cuda_graph` now where any phase would, not after the phases before it."""
+        train = self.config.train
+        for phase in family.phases() if train.cuda_graph else ():
+            rows, micro = rank_rows(phase_batch(phase, train), train.micro_batch, self.world.size)
+            check_graphable(family, phase, self.world, rows, micro)
 
     def _run_phase(
         self, family: Family, phase: Phase, state: TrainState, checkpoint: Checkpoint | None, log: RunLog
@@ -192,8 +200,6 @@ class _Run:
         """Everything that steps `phase` from where `state` stands, with untrained optimisers."""
         train, world = self.config.train, self.world
         rows, micro = rank_rows(phase_batch(phase, train), train.micro_batch, world.size)
-        if train.cuda_graph:
-            check_graphable(self.config, world, rows, micro)
         trained = {id(p) for role in phase.roles for m in role.modules for p in family.get_submodule(m).parameters()}
         for param in family.parameters():
             param.requires_grad_(id(param) in trained)

@@ -10,7 +10,6 @@ Shapes: B batch, C channels, T H W frames and pixels.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -64,6 +63,11 @@ class MdmFamily(ConditionedFamily):
         extents = tuple(level.extent for level in self.config.levels)
         return NestView(extents[: self._num_levels(phase)], max(frames for frames, _, _ in extents))
 
+    def varying(self, phase: str) -> str:
+        """Mixed-resolution batches: how many rows reach a level, and which, follows from their positions."""
+        mixed = min(self.config.row_shares(self._num_levels(phase))) < 1
+        return "model.row_mix sends other rows through each level at every step" if mixed else ""
+
     def compile_units(self) -> Sequence[nn.Module]:
         """The stages of every U-Net."""
         return list(self.denoiser.blocks())
@@ -82,12 +86,12 @@ class MdmFamily(ConditionedFamily):
         shares = self.config.row_shares(num_levels)
         order, counts = depth_order(batch.positions, shares)
         batch = _reordered(batch, order, counts)
-        streams = replace(streams, positions=batch.positions)
+        streams = streams.rows(order)
         sigma_B = self.schedule.draw(streams.uniform("sigma", 1)[:, 0])
         inputs, targets = [], []
         for k, form in enumerate(self.levels[:num_levels]):
             x = batch.videos[level_name(k)]
-            own = replace(streams, positions=batch.positions[: len(x)])
+            own = streams.rows(range(len(x)))
             eps, sigma = own.normal(f"noise/{level_name(k)}", x.shape[1:]), sigma_B[: len(x)]
             inputs.append(form.network_input(corrupt(x, eps, sigma, form.scale), sigma))
             targets.append(form.target(x, eps, sigma))

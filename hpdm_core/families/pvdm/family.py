@@ -86,6 +86,10 @@ class PvdmFamily(ConditionedFamily):
             return ClipPair(self.config.video, self.config.training.previous_share)
         return WholeClip(self.config.video)
 
+    def varying(self, phase: str) -> str:
+        """`ldm` encodes the clip before only for the rows that are given it."""
+        return "the number of clips that are given the one before changes with every step" if phase == "ldm" else ""
+
     def compile_units(self) -> Sequence[nn.Module]:
         """The blocks of the autoencoder, of its projectors and of the U-Net."""
         return [*self.autoencoder.units(), *self.denoiser.units()]

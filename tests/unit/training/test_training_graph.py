@@ -1,15 +1,21 @@
 """What a CUDA graph of a step needs of the rest: random numbers and batches that keep their place in memory."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from hpdm_core.errors import ConfigError
 from hpdm_core.rng import BatchStreams
+from hpdm_core.training import run as run_module
 from hpdm_core.training.distributed import World
 from hpdm_core.training.graph import HeldStreams, check_graphable, copy_tensors
 from hpdm_core.training.run import fit
-from tests.support.tiny_hpdm import random_batch, tiny_family
-from tests.support.toy import ToySource, read_log, toy_config
+from tests.support import tiny_hpdm, tiny_mdm, tiny_pvdm
+from tests.support.tiny_hpdm import tiny_family
+from tests.support.toy import ToyFamily, ToySource, read_log, toy_config
+
+GPU = World(torch.device("cuda"))
 
 
 def test_held_draws_are_those_of_their_rows_and_keep_their_place():
@@ -24,16 +30,20 @@ def test_held_draws_are_those_of_their_rows_and_keep_their_place():
     assert torch.equal(held.uniform("late", 1), BatchStreams(3, [6, 7]).uniform("late", 1))
 
 
-def test_a_replayed_step_sees_the_new_batch_and_its_draws():
+@pytest.mark.parametrize("name", ["nested patches", "nested levels"])
+def test_a_replayed_step_sees_the_new_batch_and_its_draws(name):
     """The same losses from the buffers of another batch as from that batch itself."""
-    family = tiny_family()
-    first, second = random_batch(family, [0, 1]), random_batch(family, [2, 3])
-    expected = family.losses("denoiser", second, BatchStreams(0, second.positions)).total
-    held, streams = random_batch(family, [0, 1]), HeldStreams(0, first.positions, "cpu")
-    family.losses("denoiser", held, streams)
+    if name == "nested patches":
+        family, role, batch_of = tiny_family(), "denoiser", partial(tiny_hpdm.random_batch, tiny_family())
+    else:
+        family, role, batch_of = tiny_mdm.tiny_family(), "full", tiny_mdm.random_batch
+    first, second = batch_of([0, 1]), batch_of([2, 3])
+    expected = family.losses(role, second, BatchStreams(0, second.positions)).total
+    held, streams = batch_of([0, 1]), HeldStreams(0, first.positions, "cpu")
+    family.losses(role, held, streams)
     copy_tensors(held, second)
     streams.redraw(second.positions)
-    assert torch.equal(family.losses("denoiser", held, streams).total, expected)
+    assert torch.equal(family.losses(role, held, streams).total, expected)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +56,43 @@ def test_a_replayed_step_sees_the_new_batch_and_its_draws():
 )
 def test_a_step_that_a_graph_cannot_hold_is_refused(world, rows, reason):
     with pytest.raises(ConfigError, match=reason):
-        check_graphable(toy_config(), world, rows, 4)
+        accept(tiny_family(), world=world, rows=rows)
 
 
 def test_one_whole_batch_on_one_gpu_is_accepted():
-    check_graphable(toy_config(), World(torch.device("cuda")), 4, 4)
+    accept(tiny_family())
+    accept(tiny_mdm.tiny_family())
+    accept(tiny_pvdm.tiny_family(), "ae")
+
+
+def test_steps_that_differ_by_their_rows_are_refused_before_training():
+    mixed = tiny_mdm.tiny_family(row_mix=(1, 1, 2))
+    with pytest.raises(ConfigError, match=r"phase full, model.row_mix"):
+        accept(mixed)
+    with pytest.raises(ConfigError, match="phase ldm, the number of clips"):
+        accept(tiny_pvdm.tiny_family(), "ldm")
+    # And whoever does not say so is stopped at the first step.
+    batch = tiny_mdm.random_batch(range(8))
+    with pytest.raises(RuntimeError, match="follow from their positions"):
+        mixed.losses("full", batch, HeldStreams(0, batch.positions, "cpu"))
+
+
+def test_all_phases_are_checked_before_the_first_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(ToyFamily, "varying", lambda family, phase: "it varies" if phase == "joint" else "")
+    monkeypatch.setattr(run_module, "check_graphable", on_a_gpu)
+    with pytest.raises(ConfigError, match="in phase joint, it varies"):
+        fit(toy_config({"two_phases": True}, cuda_graph=True), ToySource(), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def on_a_gpu(family, phase, world, rows, micro):
+    check_graphable(family, phase, World(torch.device("cuda")), rows, micro)
+
+
+def accept(family, phase=None, *, world=GPU, rows=4):
+    phases = family.phases()
+    chosen = phases[-1] if phase is None else next(p for p in phases if p.name == phase)
+    check_graphable(family, chosen, world, rows, 4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
