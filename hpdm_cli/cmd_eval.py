@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hpdm_cli import console
-from hpdm_cli.generated import Inputs, open_fake
+from hpdm_cli.generated import NO_CAPTIONS, Inputs, open_fake
 from hpdm_cli.launch import command_line, launch, world
 from hpdm_cli.options import Device, DryRun, Json, Nproc, parse_size
 from hpdm_core.errors import ConfigError, ThresholdNotMet
@@ -219,6 +219,8 @@ def _score(fake: str, protocol: Protocol, settings: dict[str, Any], inputs: Inpu
     from hpdm_core.metrics.evaluate import evaluate
 
     job = _job(fake, protocol, settings, inputs)
+    if job.about_fake.get("captions") == NO_CAPTIONS:
+        console.print_note(f"warning: {fake} reads text and is sampled without any: give --prompts FILE, one a line")
     with ExitStack() as stack:
         job.progress = _progress(stack)
         return evaluate(job)

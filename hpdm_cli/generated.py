@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from hpdm_core.metrics.sources import VideoSource
     from hpdm_core.sampling.stage import Outline
 
+NO_CAPTIONS = "none: videos of the null condition"
+"""What a result says of the captions of a model that reads text and was given none."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -56,8 +59,8 @@ def _open_model(
     from hpdm_core.metrics.sources import GeneratedSource
 
     model, count, level = load_model(path), protocol.fake.count, inputs.level
-    told = inputs.prompts is not None and text_tokens(model) is not None
-    texts = read_captions(inputs.prompts, None, count) if told else []
+    reads = text_tokens(model) is not None
+    texts = read_captions(inputs.prompts, None, count) if reads and inputs.prompts is not None else []
     changes: dict[str, Any] = {} if level is None else {"level": level}
     options = sample_options(model, changes).model_dump(mode="json")
     made = outline(model, frames=None, size=None, **changes)
@@ -71,6 +74,8 @@ def _open_model(
         "videos_seen": model.header.videos_seen, "sample_options": options, "seeds": f"0-{count - 1}",
         "frames": frames or made.frames,
     }  # fmt: skip
+    if reads:
+        about["captions"] = f"the lines of {inputs.prompts}, one a seed" if texts else NO_CAPTIONS
 
     def make(seeds: Sequence[int]) -> Any:
         made = iterate_samples(model, seeds, prompts=texts, frames=frames, device=device, **changes)

@@ -131,6 +131,23 @@ def test_the_command_names_files_by_seed_and_records_the_prompt(folder: Path, tm
     assert np.array_equal(one, two)
 
 
+def test_scoring_without_captions_is_said(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPDM_CACHE", str(tmp_path / "cache"))
+    real, lines, out = tmp_path / "real.npz", tmp_path / "lines.txt", tmp_path / "out.json"
+    np.savez(real, np.random.default_rng(0).integers(0, 256, (3, 8, 32, 32, 3), dtype=np.uint8))
+    lines.write_text("a blue circle\na large square\n" * 2)
+    words = f"eval-fvd --real {real} --fake {folder}/run --detector tests.support.toy_detector:build --n 3 --level 0 "
+    words += f"--set clip.frames=2 --device cpu --json {out}"
+    silent = hpdm(words)
+    assert silent.exit_code == 0, silent.output
+    assert silent.stderr.count("without any: give --prompts FILE") == 1
+    assert json.loads(out.read_text())["fake"]["captions"].startswith("none")
+    told = hpdm(f"{words} --prompts {lines}")
+    assert told.exit_code == 0, told.output
+    assert "--prompts" not in told.stderr
+    assert "lines.txt" in json.loads(out.read_text())["fake"]["captions"]
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
