@@ -69,7 +69,7 @@ def watch_run(
 def run_is_finished(run: Path, newest: Path) -> bool:
     """Whether `newest` is the checkpoint that ends the run: its last phase, complete."""
     from hpdm_core.families.registry import load_run_config
-    from hpdm_core.training.checkpoint import STATE_FILE
+    from hpdm_core.families.weights import STATE_FILE
     from hpdm_core.training.run import CONFIG_FILE
     from hpdm_core.training.source import weightless_family
 

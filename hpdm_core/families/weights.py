@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -27,9 +28,12 @@ from hpdm_core.errors import ConfigError, IncompatibleCheckpoint, NoCheckpoint
 from hpdm_core.families.base import Family
 from hpdm_core.families.registry import build_family, family_sections
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 1
 WEIGHTS_FILE = "weights.safetensors"
 CHECKPOINTS = "checkpoints"
+STATE_FILE = "state.json"
 SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "models" / "shapes-288x512.safetensors"
 """The model in the box, where this version has one."""
 
@@ -77,11 +81,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], header: WeightsHeade
 
 def read_header(path: Path) -> WeightsHeader:
     """The header of a weights file, without reading its tensors."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise IncompatibleCheckpoint(f"{path} is not a readable safetensors file: {error}") from error
+    metadata = _metadata(path)
     if "hpdm" not in metadata:
         raise IncompatibleCheckpoint(
             f"{path} has no hpdm header", hint="give a weights file or run directory written by `hpdm train`"
@@ -117,20 +117,50 @@ def export_weights(source: Path, target: Path, dtype: torch.dtype) -> WeightsHea
 
 def checkpoint_dirs(run: Path) -> list[Path]:
     """The finished checkpoints of a run directory, oldest first."""
-    root = run / CHECKPOINTS
-    return sorted(d for d in root.glob("step_*") if d.suffix != ".tmp" and (d / WEIGHTS_FILE).is_file())
+    return [folder for folder in _finished(run) if (folder / WEIGHTS_FILE).is_file()]
 
 
 def find_weights(path: Path) -> Path:
-    """The weights file meant by a file, a checkpoint directory or a run directory (its newest)."""
+    """The weights file meant by a file, a checkpoint directory or a run directory (its newest that is whole).
+
+    Each damaged checkpoint of a run is skipped with a warning. Raises NoCheckpoint where there is none, and
+    IncompatibleCheckpoint where all are damaged.
+    """
     if path.is_file():
         return path
     if (path / WEIGHTS_FILE).is_file():
         return path / WEIGHTS_FILE
-    found = checkpoint_dirs(path) if path.is_dir() else []
-    if not found:
-        raise NoCheckpoint(f"no checkpoint at {path}", hint="train one first: hpdm train --preset NAME --out RUN")
-    return found[-1] / WEIGHTS_FILE
+    damages = []
+    for folder in reversed(_finished(path)):
+        damage = _weights_damage(folder)
+        if not damage:
+            return folder / WEIGHTS_FILE
+        logger.warning("skipping the damaged checkpoint %s: %s", folder, damage)
+        damages.append(f"{folder.name}: {damage}")
+    if damages:
+        raise IncompatibleCheckpoint(
+            f"no weights in {path / CHECKPOINTS} can be read ({'; '.join(damages)})",
+            hint="train anew with another --out, or give a weights file",
+        )
+    raise NoCheckpoint(f"no checkpoint at {path}", hint="train one first: hpdm train --preset NAME --out RUN")
+
+
+def file_damage(folder: Path, name: str, entry: Mapping[str, Any]) -> str:
+    """How file `name` of a checkpoint differs from its `entry` in the manifest, in words; empty if it does not."""
+    path = folder / name
+    if not path.is_file():
+        return f"{name} is missing"
+    if path.stat().st_size != entry["bytes"]:
+        return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+    if manifest_digest(path) != entry["blake2b"]:
+        return f"the contents of {name} have changed"
+    return ""
+
+
+def manifest_digest(path: Path) -> str:
+    """The hash of a file in a checkpoint's manifest."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def load_model(path: str | Path | None = None, *, device: torch.device | str = "cpu") -> LoadedModel:
@@ -158,6 +188,34 @@ def load_model(path: str | Path | None = None, *, device: torch.device | str = "
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     return LoadedModel(family.eval().requires_grad_(False), config, header, file, digest)
+
+
+def _finished(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, oldest first; one that is being written does not count."""
+    return sorted(folder for folder in (run / CHECKPOINTS).glob("step_*") if folder.suffix != ".tmp")
+
+
+def _weights_damage(folder: Path) -> str:
+    """What is wrong with a checkpoint's weights, in words; empty if nothing is. A copy may lack the manifest."""
+    try:
+        if not (folder / STATE_FILE).exists():
+            _metadata(folder / WEIGHTS_FILE)
+            return ""
+        manifest = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["files"]
+        return file_damage(folder, WEIGHTS_FILE, manifest[WEIGHTS_FILE])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its {STATE_FILE} is unreadable ({error})"
+    except IncompatibleCheckpoint:
+        return f"{WEIGHTS_FILE} is missing or no whole safetensors file"
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; IncompatibleCheckpoint if it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise IncompatibleCheckpoint(f"{path} is not a readable safetensors file: {error}") from error
 
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:

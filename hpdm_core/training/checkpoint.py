@@ -15,7 +15,6 @@ A checkpoint is built under a name ending in .tmp, synced, and renamed; what has
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -48,7 +47,15 @@ from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
 from hpdm_core.errors import CheckpointError, IncompatibleCheckpoint
-from hpdm_core.families.weights import CHECKPOINTS, WEIGHTS_FILE, WeightsHeader, save_weights
+from hpdm_core.families.weights import (
+    CHECKPOINTS,
+    STATE_FILE,
+    WEIGHTS_FILE,
+    WeightsHeader,
+    file_damage,
+    manifest_digest,
+    save_weights,
+)
 from hpdm_core.training.distributed import World
 
 logger = logging.getLogger(__name__)
@@ -56,7 +63,6 @@ logger = logging.getLogger(__name__)
 # One process without a process group is what we mean. For good, because a thread must not switch filters for others.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninit")
 
-STATE_FILE = "state.json"
 STATE_FOLDER = "state"
 FORMAT = 1
 
@@ -216,7 +222,7 @@ def _seal(folder: Path, record: dict[str, Any]) -> None:
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "blake2b": _digest(path)}
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "blake2b": manifest_digest(path)}
     text = json.dumps({"format": FORMAT, **record, "files": files}, indent=1)
     with (folder / STATE_FILE).open("w", encoding="utf-8") as file:
         file.write(text + "\n")
@@ -242,19 +248,9 @@ def _damage(folder: Path, record: dict[str, Any]) -> str:
     if WEIGHTS_FILE not in record["files"]:
         return f"its manifest lacks {WEIGHTS_FILE}"
     for name, entry in record["files"].items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != entry["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
-        if _digest(path) != entry["blake2b"]:
-            return f"the contents of {name} have changed"
+        if damage := file_damage(folder, name, entry):
+            return damage
     return ""
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _sync_folder(path: Path) -> None:

@@ -18,8 +18,8 @@ from hpdm_core.config.schema import RunConfig
 from hpdm_core.errors import IncompatibleCheckpoint
 from hpdm_core.families.base import Family, Growth
 from hpdm_core.families.registry import family_sections
-from hpdm_core.families.weights import WEIGHTS_FILE, WeightsHeader, find_weights, read_header
-from hpdm_core.training.checkpoint import STATE_FILE, Checkpoint, newest_valid, open_checkpoint
+from hpdm_core.families.weights import STATE_FILE, WEIGHTS_FILE, WeightsHeader, find_weights, read_header
+from hpdm_core.training.checkpoint import Checkpoint, newest_valid, open_checkpoint
 from hpdm_core.training.state import TrainState
 
 logger = logging.getLogger(__name__)

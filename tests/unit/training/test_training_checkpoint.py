@@ -68,6 +68,39 @@ def test_weights_are_the_first_average_and_load_without_the_run(tmp_path):
     assert model.config == toy_config(max_steps=5)
 
 
+@pytest.mark.parametrize("damage", ["truncate", "flip", "missing", "manifest", "truncate without manifest"])
+def test_sampling_skips_damaged_weights_as_training_does(tmp_path, damage, caplog):
+    run = tmp_path / "run"
+    fit(toy_config(max_steps=4, checkpoint_every_steps=2), ToySource(), run, device="cpu")
+    newest = run / "checkpoints" / "step_00000004"
+    weights, manifest = newest / "weights.safetensors", newest / "state.json"
+    data = weights.read_bytes()
+    if damage == "flip":
+        weights.write_bytes(data[:-7] + bytes([data[-7] ^ 1]) + data[-6:])
+    elif damage == "missing":
+        weights.unlink()
+    elif damage == "manifest":
+        manifest.write_text(manifest.read_text()[:100])
+    else:
+        weights.write_bytes(data[:-7])
+    if damage.endswith("without manifest"):
+        manifest.unlink()
+    assert load_model(run).header.step == 2
+    assert [str(newest) in record.message for record in caplog.records if record.levelname == "WARNING"] == [True]
+    (run / "checkpoints" / "step_00000002" / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(IncompatibleCheckpoint, match=r"no weights in .*step_00000004: .*; step_00000002: "):
+        load_model(run)
+
+
+def test_weights_alone_stand_for_a_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    fit(toy_config(max_steps=2), ToySource(), run, device="cpu")
+    folder = run / "checkpoints" / "step_00000002"
+    for other in ("state", "state.json"):
+        (folder / other).rename(tmp_path / other)
+    assert load_model(run).header.step == 2
+
+
 def test_without_ema_the_weights_are_raw(tmp_path):
     run = tmp_path / "run"
     fit(toy_config(max_steps=2, ema={"kind": "none"}), ToySource(), run, device="cpu")
