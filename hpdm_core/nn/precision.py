@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -56,13 +57,14 @@ class Bf16Products:
     """bf16 weights for the linear layers of `units`, which autocast would else make in every call: same results.
 
     They are made once, and lie in the layers only inside `held` blocks: between these the model has its own weights.
-    Nothing changes unless `precision` is bf16, nor for layers that are being trained.
+    Nothing changes unless `precision` is bf16, nor for layers that are being trained. They keep their place in memory
+    as long as the layers live, where a captured CUDA graph (graphs.py) reads them.
     """
 
     def __init__(self, units: Iterable[nn.Module], precision: Precision) -> None:
         modules = (m for unit in units for m in unit.modules()) if precision == "bf16" else ()
         layers = [m for m in modules if isinstance(m, nn.Linear) and not m.weight.requires_grad]
-        self._rounded = {layer: {name: _rounded(p) for name, p in layer._parameters.items()} for layer in layers}
+        self._rounded = {layer: _rounded(layer) for layer in layers}
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -77,5 +79,21 @@ class Bf16Products:
                 layer._parameters.update(parameters)
 
 
-def _rounded(parameter: nn.Parameter | None) -> nn.Parameter | None:
-    return None if parameter is None else nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False)
+_places: WeakKeyDictionary[nn.Linear, dict[str, nn.Parameter | None]] = WeakKeyDictionary()
+
+
+def _rounded(layer: nn.Linear) -> dict[str, nn.Parameter | None]:
+    """The parameters of `layer` in bf16, where they lay the last time if that still fits them."""
+    old, new = _places.get(layer, {}), {}
+    for name, own in layer._parameters.items():
+        place = old.get(name)
+        if own is None:
+            new[name] = None
+        elif place is None or place.shape != own.shape or place.device != own.device:
+            new[name] = nn.Parameter(own.to(torch.bfloat16), requires_grad=False)
+        else:
+            new[name] = place
+            with torch.no_grad():
+                place.copy_(own)
+    _places[layer] = new
+    return new

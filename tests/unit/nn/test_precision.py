@@ -31,6 +31,22 @@ def test_held_weights_give_what_autocast_gives_and_are_put_back():
     )
 
 
+def test_weights_held_again_lie_where_they_lay_and_are_those_of_now():
+    layer = nn.Linear(2, 2).requires_grad_(False)
+
+    def place() -> int:
+        with Bf16Products([layer], "bf16").held():
+            assert torch.equal(layer.weight, own.bfloat16())
+            return layer.weight.data_ptr()
+
+    own = layer.weight
+    first = place()
+    in_between = torch.empty(4, dtype=torch.bfloat16)  # would take the place if it were given back
+    with torch.no_grad():
+        own.mul_(2)
+    assert place() == first != in_between.data_ptr()
+
+
 def test_nothing_is_touched_in_training_or_in_another_precision():
     layer = nn.Linear(2, 2)
     with Bf16Products([layer], "bf16").held():
