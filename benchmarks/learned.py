@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--num", type=int, default=128)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--chunk", help="tiles per network call, by level; on a GPU the batch, then 64")
     parser.add_argument("--steps", default="32,16,8")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -53,8 +54,9 @@ def main() -> None:
     reals, labels, _ = real_levels(test_store, pyramid, args.num, classes=sorted(seen))
     knowns, known_labels, known_clips = real_levels(train_store, pyramid, 3 * len(train_store.clips), seed=1)
     same = [i for i, label in enumerate(known_labels) if label in set(labels)]
-    fakes = sample_levels(model, range(args.num), labels, batch=args.batch, steps=steps)
-    blank = sample_levels(untrained(model, device), range(args.num), labels, batch=args.batch, steps=steps)
+    options = {"steps": steps, **({"chunk": [int(n) for n in args.chunk.split(",")]} if args.chunk else {})}
+    fakes = sample_levels(model, range(args.num), labels, batch=args.batch, **options)
+    blank = sample_levels(untrained(model, device), range(args.num), labels, batch=args.batch, **options)
     shuffled = [labels[i] for i in np.random.default_rng(0).permutation(len(labels))]
     features, rows = RandomFeatures(device), {}
     classes = len(train_store.classes)

@@ -27,15 +27,22 @@ from hpdm_core.video import to_uint8
 
 WIDTH = 64
 FRAMES = 16
+GPU_CHUNK = 64
+"""Tiles of a network call on a GPU, which a call of one leaves idle."""
+
+
+def level_chunks(device: torch.device, batch: int) -> dict[str, list[int]]:
+    """The option `chunk` for `batch` videos at once: on a GPU no call of level 0 is larger than they fill."""
+    return {"chunk": [min(batch, GPU_CHUNK), GPU_CHUNK]} if device.type == "cuda" else {}
 
 
 @torch.no_grad()
 def sample_levels(
     model: LoadedModel, seeds: Sequence[int], labels: Sequence[int] | None = None, *, batch: int = 16, **options: object
 ) -> list[np.ndarray]:
-    """uint8 [N, T, H, W, 3] per level, all from one pass of the cascade."""
+    """uint8 [N, T, H, W, 3] per level, all from one pass of the cascade; options go before `level_chunks`."""
     device = next(model.family.parameters()).device
-    usual = {"precision": "bf16", "chunk": 64} if device.type == "cuda" else {"precision": "fp32"}
+    usual = {"precision": "bf16" if device.type == "cuda" else "fp32", **level_chunks(device, batch)}
     section = sample_options(model, {**usual, **options})
     labels = labels_of(model, seeds, ()) if labels is None else list(labels)
     levels: list[list[np.ndarray]] = []

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.levels import GPU_CHUNK
 from benchmarks.machine import write_json
 from benchmarks.shapes_reader import ATTRIBUTES, Reading, accuracy, asked_of, read_video
 from hpdm_core.data.scene_video import NOMINAL_FRAMES, render_scene
@@ -114,8 +115,9 @@ def _options(args: argparse.Namespace, weight: float) -> dict[str, Any]:
     """Keys of the `sample` section."""
     device = pick_device(args.device)
     options: dict[str, Any] = {"guidance": [weight], "precision": args.precision or "fp32"}
-    if device.type == "cuda":
-        options |= {"precision": args.precision or "bf16", "chunk": 64}
+    if device.type == "cuda":  # one video a call would leave it idle
+        options |= {"precision": args.precision or "bf16", "chunk": min(args.batch, GPU_CHUNK)}
+    options |= {"chunk": args.chunk} if args.chunk else {}
     options |= {"level": args.level} if args.level is not None else {}
     return options | ({"steps": args.steps} if args.steps else {})
 
@@ -144,6 +146,9 @@ def main() -> None:
     parser.add_argument("--steps", type=_numbers(int), help="steps per stage; the model's")
     parser.add_argument("--guidance", type=_numbers(float), default=[1.0, 2.0, 4.0], help="weights to compare")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument(
+        "--chunk", type=int, help="rows of a network call; on a GPU the batch, at most 64, else the model's"
+    )
     parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="bf16 on a GPU, fp32 elsewhere")
     parser.add_argument("--device")
     parser.add_argument("--frames", type=int, default=8, help="of the real clips, without --ckpt")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
-from benchmarks import prompts, shapes_reader
+from benchmarks import levels, prompts, shapes_reader
+from benchmarks.levels import level_chunks
 from benchmarks.shapes_reader import ATTRIBUTES, Reading, asked_of, read_video
 from hpdm_core.data.scenes import scene_prompts
 from hpdm_core.data.synthetic import render_clip
@@ -57,7 +60,7 @@ def test_a_direction_counts_only_where_one_is_asked_for() -> None:
 
 def arguments(tmp_path: Path, **changes: object) -> argparse.Namespace:
     given = {"num": 34, "guidance": [1.0], "frames": 8, "size": (36, 64), "out": tmp_path / "scores.json",
-             "batch": 4, "device": "cpu", "precision": None, "level": None, "steps": None}  # fmt: skip
+             "batch": 4, "device": "cpu", "precision": None, "level": None, "steps": None, "chunk": None}  # fmt: skip
     return argparse.Namespace(**{**given, **changes})
 
 
@@ -75,6 +78,33 @@ def test_a_perfect_model_scores_one_and_chance_less(tmp_path: Path, monkeypatch:
             assert row["all"] > 0.9
     assert [row["kind"] for row in rows] == ["model", "chance", "model", "chance", "real", "real"]
     assert (tmp_path / "scores-w1.png").is_file()
+
+
+def test_a_gpu_is_given_many_videos_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "chunk" not in prompts._options(arguments(tmp_path), 1.0)
+    assert prompts._options(arguments(tmp_path, chunk=3), 1.0)["chunk"] == 3
+    assert level_chunks(torch.device("cpu"), 16) == {}
+    assert level_chunks(torch.device("cuda"), 16) == {"chunk": [16, 64]}
+    monkeypatch.setattr(prompts, "pick_device", torch.device)
+    for batch, chunk in ((4, 4), (128, 64)):
+        assert prompts._options(arguments(tmp_path, device="cuda", batch=batch), 1.0)["chunk"] == chunk
+    assert prompts._options(arguments(tmp_path, device="cuda", chunk=3), 1.0)["chunk"] == 3
+
+
+def test_the_callers_chunk_goes_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Told(Exception):
+        pass
+
+    def tell(model: object, options: object) -> None:
+        raise Told(options)
+
+    monkeypatch.setattr(levels, "level_chunks", lambda device, batch: {"chunk": [batch, 64]})
+    monkeypatch.setattr(levels, "sample_options", tell)
+    model = SimpleNamespace(family=torch.nn.Linear(1, 1))
+    for given, chunk in ({}, [16, 64]), ({"chunk": 5}, 5):
+        with pytest.raises(Told) as told:
+            levels.sample_levels(model, [0], **given)  # type: ignore[arg-type]
+        assert told.value.args[0]["chunk"] == chunk
 
 
 def test_few_prompts_are_spread_over_the_pairs() -> None:
