@@ -54,7 +54,7 @@ class PrepareOptions:
     """How to run. Nothing here changes the bytes of the store.
 
     `max_bad` clips may fail: an int is a number, a float a share of all. `deadline` is seconds per clip.
-    `workers: None` takes all cores: of this machine, or under engine "ray" of the cluster.
+    `workers: None` (or 0) takes all cores: of this machine, or under engine "ray" of the cluster.
     """
 
     max_bad: float | int = 0.01

@@ -30,7 +30,7 @@ R = TypeVar("R")
 
 @contextmanager
 def ray_crew(workers: int | None, most: int) -> Iterator[list[Worker]]:
-    """At most `most` workers, one per core of the cluster or `workers`; Ray is left as it was found.
+    """At most `most` workers, one per core of the cluster (None, 0) or `workers`; Ray is left as it was found.
 
     Raises EnvironmentProblem where Ray is not installed or no cluster answers.
     """
@@ -63,7 +63,7 @@ def _start(ray: Any, workers: int | None) -> None:
             ray.init(**quiet)
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        here: dict[str, Any] = {"num_cpus": workers, "object_store_memory": OBJECT_STORE_BYTES}
+        here: dict[str, Any] = {"num_cpus": workers or None, "object_store_memory": OBJECT_STORE_BYTES}
         ray.init(address="local", include_dashboard=False, **here, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         raise EnvironmentProblem(
