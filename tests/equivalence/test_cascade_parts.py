@@ -1,5 +1,7 @@
 """Parts of a cascade: only the first frames, and windows that take turns, against the whole of it."""
 
+from itertools import chain
+
 import pytest
 import torch
 
@@ -143,6 +145,25 @@ def test_chunks_are_nearly_even(tiles, most, chunk):
     found = even_chunk(tiles, most)
     assert 1 <= found <= max(most, 1)
     assert -tiles % found <= -tiles % chunk
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2, 5, 7, 9])
+def test_tiles_keep_their_places_in_a_call_whatever_is_made_beside(chunk):
+    """A matrix product on several CPU threads rounds a row by its place."""
+    family = tiny_family(fusion="none", coordinates=False)
+
+    def places(seeds):
+        """For each tile of the last video at level 1, its place among the rows of its call."""
+        options = HpdmSample(overlap="none", chunk=chunk, level=1)
+        branch = Branch(Cascade(family, Request(seeds), options), None)
+        branch.enter(1)
+        (tiles,) = branch.tiles.values()
+        calls = [rows.tolist()[:count] for rows, count in tiles.chunks() if len(rows) == tiles.chunk]
+        assert list(chain.from_iterable(calls)) == list(range(8 * len(seeds)))
+        return [place for call in calls for place, row in enumerate(call) if row >= 8 * (len(seeds) - 1)]
+
+    same = places((0, 1, 2)) == places((2,))
+    assert same == (chunk != 9)  # a call of nine holds more than the eight tiles of one video
 
 
 def test_a_chunk_for_every_level_changes_rounding_only():

@@ -170,10 +170,18 @@ class Tiles:
             self.shallow = self._shallow_pixels()
 
     def chunks(self) -> Iterator[tuple[Tensor, int]]:
-        """Row indices in chunks of one fixed size; the last repeats its final row. Yields (rows, real count)."""
-        for start in range(0, self.units, self.chunk):
-            rows = torch.arange(start, start + self.chunk, device=self.device)
-            yield rows.clamp_max(self.units - 1), min(self.chunk, self.units - start)
+        """Row indices in chunks of one fixed size; the last repeats its final row. Yields (rows, real count).
+
+        On several CPU threads a matrix product rounds a row by its place among the rows. So that a video's tiles keep
+        their places whatever is made beside it, each video begins a chunk there, if its tiles fill one.
+        """
+        apart = self.device.type == "cpu" and self.chunk < len(self.grid)
+        span = len(self.grid) if apart else self.units
+        for first in range(0, self.units, span):
+            end = first + span
+            for start in range(first, end, self.chunk):
+                rows = torch.arange(start, start + self.chunk, device=self.device)
+                yield rows.clamp_max(end - 1), min(self.chunk, end - start)
 
     def shallow_rows(self, rows: Tensor, z: Tensor) -> Tensor | None:
         """The shallow baseline's extra input; zeros at level 0."""
