@@ -52,7 +52,7 @@ def run_arm(arm: str, seed: int, steps: int, num: int, root: Path) -> dict[str, 
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     length = (f"train.max_steps={steps}", f"train.checkpoint_every_steps={steps}", f"train.seed={seed}")
-    here = ("train.cuda_graph=true",) if device == "cuda" else ("train.compile=false", "train.precision=fp32")
+    here = () if device == "cuda" else ("train.compile=false", "train.precision=fp32")
     config = load_run_config("ucf101-mini", (*SIZE, *ARMS[arm], *length, *here))
     out = root / f"{arm}-{seed}"
     train(config, root / "train", out, device=device)

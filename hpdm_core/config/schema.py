@@ -169,7 +169,8 @@ class TrainSection(Section):
     """The training loop. Steps count per phase where a family trains in phases.
 
     cuda_graph: replay the whole step from a CUDA graph; worth it where one GPU trains on a few videos a step. Refused
-    for models whose steps are not alike (clips given the one before, mixed resolutions).
+    for models whose steps are not alike (clips given the one before, mixed resolutions), on CPUs and several GPUs;
+    `auto` does without there.
     bf16_attention: run the attention kernel in bf16 whatever the precision; `whole`: with its projections.
     residual: what the streams between layers are kept in; `bf16` (only with `precision: bf16`) moves fewer bytes.
     float8: large linear layers in float8 (only with `precision: bf16`; Hopper GPUs and later).
@@ -186,7 +187,7 @@ class TrainSection(Section):
     residual: Literal["fp32", "bf16"] = "fp32"
     float8: bool = False
     compile: bool = False
-    cuda_graph: bool = False
+    cuda_graph: bool | Literal["auto"] = False
     activation_checkpointing: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     optimizer: OptimizerSection = OptimizerSection()

@@ -121,8 +121,8 @@ class GraphedStep:
         return graph
 
 
-def check_graphable(family: Family, phase: Phase, world: World, rows: int, micro_batch: int) -> None:
-    """Raise ConfigError where a CUDA graph cannot hold a step of `phase`, `rows` rows in micro-batches."""
+def graph_obstacle(family: Family, phase: Phase, world: World, rows: int, micro_batch: int) -> str:
+    """Why a CUDA graph cannot hold a step of `phase`, `rows` rows in micro-batches; empty where it can."""
     varying = family.varying(phase.name)
     reasons = {
         "it needs a GPU": world.device.type != "cuda",
@@ -130,9 +130,14 @@ def check_graphable(family: Family, phase: Phase, world: World, rows: int, micro
         f"a step of {rows} rows in micro-batches of {micro_batch} is several passes": rows != micro_batch,
         f"in phase {phase.name}, {varying}": bool(varying),
     }
-    for reason, applies in reasons.items():
-        if applies:
-            raise ConfigError(f"train.cuda_graph is not possible here: {reason}", hint="set train.cuda_graph=false")
+    return next((reason for reason, applies in reasons.items() if applies), "")
+
+
+def check_graphable(family: Family, phase: Phase, world: World, rows: int, micro_batch: int) -> None:
+    """Raise ConfigError where there is a `graph_obstacle`."""
+    reason = graph_obstacle(family, phase, world, rows, micro_batch)
+    if reason:
+        raise ConfigError(f"train.cuda_graph is not possible here: {reason}", hint="set train.cuda_graph=false")
 
 
 def copy_tensors(held: Batch, batch: Batch) -> None:

@@ -26,7 +26,7 @@ from hpdm_core.rng import derive_seed
 from hpdm_core.training.checkpoint import Checkpoint, newest_valid, writing
 from hpdm_core.training.distributed import World, distribute, joined_world
 from hpdm_core.training.ema import Ema
-from hpdm_core.training.graph import check_graphable
+from hpdm_core.training.graph import check_graphable, graph_obstacle
 from hpdm_core.training.guard import NonfiniteGuard, StopRequest
 from hpdm_core.training.hooks import CheckpointHook, GradShareHook, LogHook, RunLog, SampleFn, SampleHook
 from hpdm_core.training.loop import Hook, Trainer
@@ -159,7 +159,7 @@ class _Run:
     def _check_graphs(self, family: Family) -> None:
         """Refuse `train.cuda_graph` now where any phase would, not after the phases before it."""
         train = self.config.train
-        for phase in family.phases() if train.cuda_graph else ():
+        for phase in family.phases() if train.cuda_graph is True else ():
             rows, micro = rank_rows(phase_batch(phase, train), train.micro_batch, self.world.size)
             check_graphable(family, phase, self.world, rows, micro)
 
@@ -215,6 +215,11 @@ class _Run:
         )
         guard = NonfiniteGuard(train.nonfinite)
         ema = Ema(train.ema, params)
+        if train.cuda_graph == "auto":
+            reason = graph_obstacle(family, phase, world, rows, micro)
+            if reason:
+                logger.info("steps do not run as a CUDA graph: %s", reason)
+            train = train.model_copy(update={"cuda_graph": not reason})
         return Trainer(train, phase, family, module, roles, ema, batches, state, world, guard)
 
     def _hooks(self, trainer: Trainer, log: RunLog, save: CheckpointHook, writer: CheckpointWriter) -> list[Hook]:

@@ -99,3 +99,10 @@ def test_low_precision_switches_need_bf16(switch):
 def test_a_cuda_graph_is_refused_on_the_cpu(tmp_path):
     with pytest.raises(ConfigError, match="needs a GPU"):
         fit(toy_config(max_steps=1, cuda_graph=True), ToySource(), tmp_path / "run", device="cpu")
+
+
+def test_a_cuda_graph_if_there_can_be_one(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        fit(toy_config(max_steps=1, cuda_graph="auto"), ToySource(), tmp_path / "run", device="cpu")
+    assert "do not run as a CUDA graph: it needs a GPU" in caplog.text
+    assert "cuda_graph: auto" in (tmp_path / "run/config.yaml").read_text()
