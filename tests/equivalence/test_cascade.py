@@ -106,6 +106,29 @@ def test_guidance_of_one_is_conditional_and_of_zero_is_the_null_class():
     assert torch.equal(sample(family, [0], None, guidance=(5.0,), **QUICK), null)
 
 
+@pytest.mark.parametrize(
+    ("guidance", "levels"), [((2.0, 1.0), 1), ((1.0, 2.0, 1.0), 2), ((2.0, 1.0, 2.0), 3), ((1.0,), 0)]
+)
+def test_the_null_branch_goes_no_further_than_guidance(guidance, levels, monkeypatch):
+    """What it would know of coarser levels is made for no level that never asks it; the video is the same."""
+    family, done, seen = tiny_family(), [], []
+    for name in ("enter", "finish"):
+        original = getattr(Branch, name)
+
+        def watch(branch, *args, name=name, original=original):
+            if branch not in seen:
+                seen.append(branch)
+            done.append((name, seen.index(branch)))
+            return original(branch, *args)
+
+        monkeypatch.setattr(Branch, name, watch)
+    video = sample(family, [0], [2], guidance=guidance, **QUICK)
+    assert [done.count(("enter", 1)), done.count(("finish", 1))] == [levels, max(levels - 1, 0)]
+    assert [done.count(("enter", 0)), done.count(("finish", 0))] == [3, 2]
+    monkeypatch.setattr(Cascade, "_live", lambda cascade, branches, level: branches)
+    assert torch.equal(sample(family, [0], [2], guidance=guidance, **QUICK), video)
+
+
 def count(family, cascade, seeds):
     """(denoiser calls by the solver per level, rows through RIN blocks per level) of a whole run."""
     calls, rows, stages = [], [], []

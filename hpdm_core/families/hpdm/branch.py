@@ -91,6 +91,7 @@ class Branch:
             output, latents = self._chain_forward(tiles, z, rows, sigma)
         else:
             out = self._level_forward(tiles, z, rows, sigma, ())
+            assert out.output is not None
             output, latents = out.output, out.latents
         return form.denoised(noisy, output.float(), sigma), latents
 
@@ -100,7 +101,7 @@ class Branch:
         def forward(
             z: Tensor, noise: Tensor, tokens: Tensor | None, mask: Tensor | None, shallow: Tensor | None,
             latents: Tensor | None, *terms: Tensor,
-        ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:  # fmt: skip
+        ) -> tuple[Tensor | None, Tensor, dict[int, Tensor]]:  # fmt: skip
             out = self.net.level_forward(
                 level, z, noise, dict(zip(blocks, terms, strict=True)), tokens,
                 mask_BM=mask, shallow_BCTHW=shallow, latents_BKZ=latents, keep=keep,

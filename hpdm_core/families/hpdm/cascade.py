@@ -76,7 +76,7 @@ class Cascade:
         branches = self._branches()
         video = torch.empty(0)
         for level, grid in enumerate(self.grids):
-            for branch in branches:
+            for branch in self._live(branches, level):
                 branch.enter(level)
             steps, name = self._entry(self.options.steps, level), self._entry(self.options.solver, level)
             offered = {"churn": self.options.churn, "eta": self.options.eta}
@@ -94,7 +94,7 @@ class Cascade:
             video = state[VIDEO] * self.family.levels[level].scale
             if level < self.stop:
                 noisy = self._context_state(video, level)
-                for branch in branches:
+                for branch in self._live(branches, level + 1):
                     branch.finish(noisy)
         return video[:, :, : self.frames]
 
@@ -130,6 +130,11 @@ class Cascade:
         if any(self._guided(level) for level in range(self.stop + 1)):
             branches.append(Branch(self, self.family.unwanted(self.request)))
         return branches
+
+    def _live(self, branches: list[Branch], level: int) -> list[Branch]:
+        """The branches that are still asked from `level` on: the null one no longer than any level is guided."""
+        guided = any(self._guided(finer) for finer in range(level, self.stop + 1))
+        return branches if guided else branches[:1]
 
     def _guided(self, level: int) -> bool:
         return asks(self.request) and self._entry(self.options.guidance, level) != 1.0

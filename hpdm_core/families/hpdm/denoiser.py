@@ -125,9 +125,9 @@ class FusedBlock(nn.Module):
 
 @dataclass
 class LevelOutput:
-    """What one level's pass returns: the prediction, its latents, and block inputs kept for finer levels."""
+    """What one level's pass returns: the prediction and its latents, or block inputs kept for finer levels."""
 
-    output: Tensor
+    output: Tensor | None
     latents: Tensor
     features: dict[int, Tensor]
 
@@ -209,7 +209,8 @@ class HierarchicalDenoiser(nn.Module):
     ) -> LevelOutput:
         """One level alone, its context given as fusion terms per block (`fusion_term`): sampling's fast path.
 
-        keep: blocks whose inputs to return, as context for finer levels.
+        keep: blocks whose inputs to return, as context for finer levels; the pass ends at the last of them, and
+        predicts nothing.
         """
         x = self._embed(z_BCTHW[None], None if shallow_BCTHW is None else shallow_BCTHW[None], first=level)
         z = self._start(None if latents_BKZ is None else latents_BKZ[None], 1, len(z_BCTHW))
@@ -218,6 +219,8 @@ class HierarchicalDenoiser(nn.Module):
         for b in range(self.config.first_blocks[level], len(self.blocks)):
             if b in keep:
                 features[b] = x[0]
+                if b == max(keep):
+                    return LevelOutput(None, z[0], features)
             x, z = self.blocks[b](x, z, y, term_BND=terms.get(b), mask_LBM=mask, fuse=level > 0)
         return LevelOutput(self._output(x)[0], z[0], features)
 

@@ -160,10 +160,24 @@ def test_level_by_level_with_kept_features_equals_the_joint_pass(load, coordinat
             terms[b] = net.fusion_term(
                 b, mean_context(sources, maps, net.grid, gradient=True)[level - 1], coords[level]
             )
-        out = net.level_forward(level, z[level], noise[level], terms, condition, keep=tuple(range(len(load))))
-        kept.append(out.features)
+        out = net.level_forward(level, z[level], noise[level], terms, condition)
+        every = tuple(range(family.config.first_blocks[level], len(load)))
+        kept.append(net.level_forward(level, z[level], noise[level], terms, condition, keep=every).features)
         torch.testing.assert_close(out.output, joint[level], atol=1e-5, rtol=0)
         torch.testing.assert_close(out.latents, joint_latents[level], atol=1e-5, rtol=0)
+
+
+def test_a_pass_for_the_sake_of_finer_levels_goes_no_further_than_they_read():
+    family = tiny_family(levels_per_block=LOAD)
+    z, noise, _, condition = random_inputs(family, rows=5)
+    for last in range(1, len(LOAD)):
+        kept = {}
+
+        def run(last: int = last, kept: dict = kept) -> None:
+            kept |= family.denoiser.level_forward(0, z[0], noise[0], {}, condition, keep=(0, last)).features
+
+        assert count_rows(family, run) == [5] * last + [0] * (len(LOAD) - last)
+        assert sorted(kept) == [0, last]
 
 
 def test_fewer_levels_than_the_model_has_give_the_same_coarse_outputs():
