@@ -19,13 +19,14 @@ from typer.core import TyperGroup
 
 from hpdm_cli import console
 from hpdm_core.errors import ConfigError, StoppedOnRequest
+from hpdm_core.families import shipped
 
 PAGE = "index.html"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How big a demo is."""
+    """How big a demo is. box_level: the level at which the sample from the model in the box stops."""
 
     preset: str
     clips: int
@@ -35,10 +36,13 @@ class Scale:
     videos: int
     coarse_videos: int
     sample_every_steps: int
+    box_level: int
 
 
-FULL = Scale("demo", clips=400, frames=16, size=64, levels=4, videos=10, coarse_videos=4, sample_every_steps=600)
-QUICK = Scale("hpdm-smoke", clips=20, frames=8, size=32, levels=3, videos=2, coarse_videos=2, sample_every_steps=2)
+FULL = Scale("demo", clips=400, frames=16, size=64, levels=4, videos=10, coarse_videos=4, sample_every_steps=600,
+             box_level=2)  # fmt: skip
+QUICK = Scale("hpdm-smoke", clips=20, frames=8, size=32, levels=3, videos=2, coarse_videos=2, sample_every_steps=2,
+              box_level=0)  # fmt: skip
 
 
 def demo(
@@ -53,7 +57,8 @@ def demo(
     """Try everything on made-up clips, in a few minutes on two CPU cores, without downloads.
 
     Makes clips, prepares them, trains a small model, samples from it and writes a page that shows the result and
-    the commands that made it. The same command again continues an interrupted demo.
+    the commands that made it. The same command again continues an interrupted demo. Where this version comes with a
+    trained model, a sample from that one comes first.
     """
     if out.is_file():
         raise ConfigError(f"{out} is a file", hint="--out names a folder")
@@ -61,8 +66,11 @@ def demo(
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     done: list[tuple[str, str]] = []
+    box = out / "box" if shipped.has_shipped_model() else None
+    if box is not None:
+        _run(ctx, "first", "Sample a video from the model in the box", box_command(scale, box), done)
     prepare = prepare_command(scale, out)
-    _run(ctx, 1, "Make clips and prepare them for training", prepare, done)
+    _run(ctx, "1/3", "Make clips and prepare them for training", prepare, done)
     with _step_bar():
         _train(ctx, train_command(scale, out, steps, seconds), seconds, done)
     from hpdm_core.families.weights import checkpoint_dirs
@@ -70,15 +78,21 @@ def demo(
 
     folder = out / "samples" / checkpoint_dirs(out / "run")[-1].name
     coarse = [folder.with_name(f"{folder.name}-level{level}") for level in range(scale.levels - 1)]
-    _run(ctx, 3, "Sample videos from the trained model", sample_command(out, folder, scale.videos), done)
+    _run(ctx, "3/3", "Sample videos from the trained model", sample_command(out, folder, scale.videos), done)
     for level, place in enumerate(coarse):
         what = f"The same, stopped at level {level}, to see what each level adds"
         words = [*sample_command(out, place, scale.coarse_videos), "--level", str(level)]
-        _run(ctx, 3, what, words, done)
+        _run(ctx, "3/3", what, words, done)
     page = out / PAGE
-    write_demo_page(page, DemoFiles(out / "run", out / "data", folder, coarse), done)
+    write_demo_page(page, DemoFiles(out / "run", out / "data", folder, coarse, box), done)
     console.print_note(f"done in {time.monotonic() - started:.0f} s; open the page in a browser:")
     console.print_result(str(page.resolve()))
+
+
+def box_command(scale: Scale, folder: Path) -> list[str]:
+    """The words of `hpdm sample …` from the model in the box: one video in seconds."""
+    return ["sample", "--prompt", shipped.EXAMPLE_PROMPTS[0], "--level", str(scale.box_level), "--fast",
+            "--format", "npz,mp4", "--out", str(folder)]  # fmt: skip
 
 
 def prepare_command(scale: Scale, out: Path) -> list[str]:
@@ -105,17 +119,17 @@ def _train(ctx: typer.Context, words: list[str], seconds: int | None, done: list
     """Train; with `--seconds`, being stopped by the clock is success."""
     started = time.monotonic()
     try:
-        _run(ctx, 2, "Train a model on them", words, done)
+        _run(ctx, "2/3", "Train a model on them", words, done)
     except StoppedOnRequest:
         if seconds is None or time.monotonic() - started < seconds:
             raise
         console.print_note(f"stopped after {seconds} s as asked; the same command again trains on")
 
 
-def _run(ctx: typer.Context, number: int, what: str, words: Sequence[str], done: list[tuple[str, str]]) -> None:
+def _run(ctx: typer.Context, number: str, what: str, words: Sequence[str], done: list[tuple[str, str]]) -> None:
     """Run one command of this program as if it had been typed, and remember it."""
     line = shlex.join(["hpdm", *words])
-    console.print_note(f"\n[{number}/3] {what}\n$ {line}")
+    console.print_note(f"\n[{number}] {what}\n$ {line}")
     done.append((what, line))
     parent = ctx.parent
     assert parent is not None

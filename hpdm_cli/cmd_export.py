@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from hpdm_cli import console
+from hpdm_cli.options import parse_sample_keys
 from hpdm_core.errors import ConfigError
 
 
@@ -17,6 +18,10 @@ def export(
     dtype: Annotated[
         Literal["bf16", "fp16", "fp32"], typer.Option("--dtype", help="Numbers of the file; bf16 halves it.")
     ] = "bf16",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change how the file samples by default, e.g. steps=[16,8,4]."),
+    ] = None,
 ) -> None:
     """Write a trained model as one file: averaged weights with the config inside, all that sampling needs.
 
@@ -30,5 +35,5 @@ def export(
 
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     out.parent.mkdir(parents=True, exist_ok=True)
-    header = export_weights(ckpt, out, kinds[dtype])
+    header = export_weights(ckpt, out, kinds[dtype], parse_sample_keys(overrides or []))
     console.print_result(f"{out}: {out.stat().st_size / 1e6:.1f} MB in {dtype}, {header.videos_seen:,} videos seen")

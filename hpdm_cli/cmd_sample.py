@@ -12,8 +12,19 @@ import typer
 
 from hpdm_cli import console
 from hpdm_cli.launch import command_line, launch, world
-from hpdm_cli.options import Device, DryRun, Nproc, Res, Seeds, parse_duration, parse_seeds, parse_size
+from hpdm_cli.options import (
+    Device,
+    DryRun,
+    Nproc,
+    Res,
+    Seeds,
+    parse_duration,
+    parse_sample_keys,
+    parse_seeds,
+    parse_size,
+)
 from hpdm_core.errors import ConfigError
+from hpdm_core.families import shipped
 
 if TYPE_CHECKING:
     from hpdm_core.families.generate import Sample
@@ -28,11 +39,17 @@ DEFAULT_FPS = 25.0
 """For weights that know no frame rate."""
 
 
+def ckpt_help() -> str:
+    """The help of --ckpt, which says whether there is a model in the box."""
+    box = shipped.SHIPPED_MODEL.stem
+    return "A run directory or weights file." + (
+        f" Without it: the model in the box, {box}." if shipped.has_shipped_model() else ""
+    )
+
+
 def sample(
     context: typer.Context,
-    ckpt: Annotated[
-        Path | None, typer.Option("--ckpt", metavar="RUN|FILE", help="A run directory or weights file.")
-    ] = None,
+    ckpt: Annotated[Path | None, typer.Option("--ckpt", metavar="RUN|FILE", help=ckpt_help())] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Text to show; repeatable.")] = None,
     prompts: Annotated[
         Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt per line, or JSONL with seeds.")
@@ -97,11 +114,8 @@ def sample(
     from hpdm_core.families import generate, weights
 
     model = weights.load_model(ckpt)
-    if ckpt is None:
-        console.print_note(f"using the model in the box, {weights.SHIPPED_MODEL.stem}: procedural shapes, nothing else")
     texts = _prompts(model, prompt or [], prompts, negative)
-    if generate.text_tokens(model) is not None and not texts:
-        console.print_note("no --prompt: the videos follow no text")
+    _say_what_is_used(model, ckpt is None, texts)
     options = _options(
         {"steps": steps, "solver": solver, "overlap": overlap, "phases": phases, "window": window, "guidance": guidance,
          "precision": precision, "level": level}, overrides or []
@@ -165,14 +179,7 @@ def _options(flags: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         if flags[key] is not None:
             options[key] = [_number(part, kind, key) for part in str(flags[key]).split(",")]
     options |= {k: flags[k] for k in ("overlap", "phases", "window", "precision", "level") if flags[k] is not None}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"cannot read --set {text}", hint="write --set key=value, e.g. --set churn=0")
-        from hpdm_core.config.document import parse_value
-
-        options[key.removeprefix("sample.")] = parse_value(value)
-    return options
+    return options | parse_sample_keys(overrides)
 
 
 def _named_setting(
@@ -211,6 +218,17 @@ def _prompts(model: LoadedModel, given: list[str], file: Path | None, negative: 
     texts = given if file is None else read_prompts(file)
     prompts_of(model, (), texts or ([negative] if negative else ()))
     return texts
+
+
+def _say_what_is_used(model: LoadedModel, boxed: bool, texts: Prompts) -> None:
+    """That the model is the one in the box, and that a model which reads text was given none."""
+    from hpdm_core.families.prompts import text_tokens
+
+    if boxed:
+        console.print_note(f"using the model in the box, {shipped.SHIPPED_MODEL.stem}: procedural shapes, nothing else")
+    if text_tokens(model) is not None and not texts:
+        example = f'; try --prompt "{shipped.EXAMPLE_PROMPTS[0]}"' if boxed else ""
+        console.print_note(f"no --prompt: the videos follow no text{example}")
 
 
 def _check_negative(negative: str, options: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -71,6 +71,19 @@ def parse_share(text: str) -> tuple[int, int]:
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise ConfigError(f"cannot read shards {text!r}", hint="for example 3/8, the third of eight shares: 1/8 to 8/8")
     return int(match[1]), int(match[2])
+
+
+def parse_sample_keys(overrides: list[str]) -> dict[str, Any]:
+    """`--set KEY=VALUE` as keys of the sample section; `sample.` may stand before the key."""
+    from hpdm_core.config.document import parse_value
+
+    found: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"cannot read --set {text}", hint="write --set key=value, e.g. --set churn=0")
+        found[key.removeprefix("sample.")] = parse_value(value)
+    return found
 
 
 Preset = Annotated[

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hpdm_core.conditioning.text import TextTokens
 from hpdm_core.errors import ConfigError
+from hpdm_core.families import shipped
 from hpdm_core.families.weights import LoadedModel
 
 Prompts = Sequence[str] | Mapping[int, str]
@@ -66,29 +67,40 @@ def prompts_of(model: LoadedModel, seeds: Sequence[int], prompts: Prompts) -> li
 
 
 def prompt_notes(model: LoadedModel, texts: Sequence[str]) -> list[str]:
-    """What the model will leave out of each of `texts`: words that it was never told, and what is too long."""
-    told, notes = text_tokens(model), []
+    """What the model will leave out of `texts`: in one note all words that it was never told, and what is too long."""
+    told = text_tokens(model)
     if told is None:
-        return notes
-    for text in dict.fromkeys(texts):
-        read = told.read(text)
-        if read.unknown:
-            known = sorted(word for word in told.encoder.vocabulary.words or () if len(word) > 1)
-            near = [w for word in read.unknown for w in difflib.get_close_matches(word, known, n=2, cutoff=0.7)]
-            examples = list(dict.fromkeys([*near, *known]))[:EXAMPLES]
-            notes.append(
-                f"{text!r}: the model has never met {', '.join(read.unknown)}, and leaves it out; "
-                f"it knows {len(known)} words, for example {', '.join(examples)}"
-            )
-        if read.cut:
-            notes.append(f"{text!r} is longer than the model reads; it leaves out the end: {read.cut!r}")
-    return notes
+        return []
+    read = {text: told.read(text) for text in dict.fromkeys(texts)}
+    strange = [text for text, prompt in read.items() if prompt.unknown]
+    notes = []
+    if strange:
+        unknown = list(dict.fromkeys(word for text in strange for word in read[text].unknown))
+        others = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        words = _words_instead(unknown, told.encoder.vocabulary.words or ())
+        notes.append(
+            f"{strange[0]!r}{others}: the model has never met {', '.join(unknown)}, and leaves it out; {words}"
+            + (f"; prompts that work: {_quoted(shipped.EXAMPLE_PROMPTS)}" if shipped.is_shipped(model.path) else "")
+        )
+    cut = {text: prompt.cut for text, prompt in read.items() if prompt.cut}
+    return notes + [f"{t!r} is longer than the model reads; it leaves out the end: {end!r}" for t, end in cut.items()]
 
 
 def text_tokens(model: LoadedModel) -> TextTokens | None:
     """The part of the model that reads text, if it has one."""
     told = getattr(model.family, "text", None)
     return told if isinstance(told, TextTokens) else None
+
+
+def _words_instead(unknown: Sequence[str], vocabulary: Collection[str]) -> str:
+    """How many words the model knows, with examples: those like the unknown ones first."""
+    known = sorted(word for word in vocabulary if len(word) > 1)
+    near = [found for word in unknown for found in difflib.get_close_matches(word, known, n=2, cutoff=0.7)]
+    return f"it knows {len(known)} words, for example {', '.join(list(dict.fromkeys([*near, *known]))[:EXAMPLES])}"
+
+
+def _quoted(prompts: Sequence[str]) -> str:
+    return ", ".join(f'"{prompt}"' for prompt in prompts)
 
 
 def _told_instead(model: LoadedModel) -> str:

@@ -3,7 +3,7 @@
 A weights file is all that sampling needs. Its metadata key `hpdm` holds a JSON header: format, resolved
 config, class names, step, videos seen, EMA track, store fingerprint. Nothing is ever unpickled.
 
-A small trained model may come with the package, for those who have none yet: `SHIPPED_MODEL`.
+A small trained model may come with the package, for those who have none yet: `shipped.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hpdm_core.config.load import parse_config
+from hpdm_core.config.load import parse_config, plain_config
 from hpdm_core.config.schema import RunConfig
 from hpdm_core.errors import ConfigError, IncompatibleCheckpoint, NoCheckpoint
+from hpdm_core.families import shipped
 from hpdm_core.families.base import Family
 from hpdm_core.families.registry import build_family, family_sections
 
@@ -34,8 +35,6 @@ FORMAT = 1
 WEIGHTS_FILE = "weights.safetensors"
 CHECKPOINTS = "checkpoints"
 STATE_FILE = "state.json"
-SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "models" / "shapes-288x512.safetensors"
-"""The model in the box, where this version has one."""
 
 
 @dataclass(frozen=True)
@@ -101,18 +100,30 @@ def read_header(path: Path) -> WeightsHeader:
     return WeightsHeader(**raw)
 
 
-def export_weights(source: Path, target: Path, dtype: torch.dtype) -> WeightsHeader:
-    """Write the model at `source` as one file of `dtype`, its header unchanged; returns the header.
+def export_weights(
+    source: Path, target: Path, dtype: torch.dtype, sample: Mapping[str, Any] | None = None
+) -> WeightsHeader:
+    """Write the model at `source` as one file of `dtype`; returns its header.
 
-    source: what `find_weights` takes. Raises NoCheckpoint and IncompatibleCheckpoint as `load_model` does, and
-    ConfigError where `target` is the source itself, whose numbers would be lost.
+    source: what `find_weights` takes. sample: keys of the sample section to change, which is how the file samples
+    where nothing else is asked; the rest of the header stays. Raises NoCheckpoint and IncompatibleCheckpoint as
+    `load_model` does, and ConfigError for a wrong key or value and where `target` is the source itself, whose numbers
+    would be lost.
     """
     file = find_weights(source)
     if target.exists() and target.samefile(file):
         raise ConfigError(f"{target} is the model that would be written", hint="choose another --out")
-    header = read_header(file)
+    header = _sampling(read_header(file), sample or {})
     save_weights(target, {name: _as(t, dtype) for name, t in load_file(file).items()}, header)
     return header
+
+
+def _sampling(header: WeightsHeader, changes: Mapping[str, Any]) -> WeightsHeader:
+    """`header` with `changes` to the sample section of its config."""
+    if not changes:
+        return header
+    changed = {**header.config, "sample": {**header.config["sample"], **changes}}
+    return replace(header, config=plain_config(parse_config(changed, family_sections, where="sample options")))
 
 
 def checkpoint_dirs(run: Path) -> list[Path]:
@@ -169,12 +180,12 @@ def load_model(path: str | Path | None = None, *, device: torch.device | str = "
     16-bit files become fp32. Raises NoCheckpoint where there is no model and IncompatibleCheckpoint where its
     tensors do not fit.
     """
-    if path is None and not SHIPPED_MODEL.is_file():
+    if path is None and not shipped.has_shipped_model():
         raise NoCheckpoint(
             "no model was given, and this version ships none",
             hint="train one in minutes with `hpdm demo`, then: hpdm sample --ckpt demo/run",
         )
-    file = find_weights(Path(path) if path is not None else SHIPPED_MODEL)
+    file = find_weights(Path(path) if path is not None else shipped.SHIPPED_MODEL)
     header = read_header(file)
     config = parse_config(header.config, family_sections, where=str(file))
     with torch.device("meta"):

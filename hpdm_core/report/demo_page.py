@@ -23,14 +23,22 @@ NEXT = (
 )
 
 
+BOX_SIDE = 384
+"""The longer side of the clip that comes first."""
+
+
 @dataclass(frozen=True)
 class DemoFiles:
-    """What a demo has made. `coarse` are the folders of samples that stopped at a coarse level, coarsest first."""
+    """What a demo has made. `coarse` are the folders of samples that stopped at a coarse level, coarsest first.
+
+    box: the folder of samples from the model in the box, where there is one.
+    """
 
     run: Path
     store: Path
     samples: Path
     coarse: Sequence[Path] = ()
+    box: Path | None = None
 
 
 def write_demo_page(out: Path, files: DemoFiles, commands: Sequence[tuple[str, str]]) -> None:
@@ -43,6 +51,7 @@ def write_demo_page(out: Path, files: DemoFiles, commands: Sequence[tuple[str, s
         f"{sections.clock(_seconds(run))} and then made the videos below from noise. Nothing was downloaded."
     )
     found = [
+        *_box(files.box),
         _made(made, store),
         *_levels(made, files.coarse),
         _growth(run, store),
@@ -52,6 +61,16 @@ def write_demo_page(out: Path, files: DemoFiles, commands: Sequence[tuple[str, s
         Section("config", "Config", folded("The whole config of the run", run.config_text)),
     ]  # fmt: skip
     write_text(out, page(title, lead, found, kicker="hpdm demo"))
+
+
+def _box(folder: Path | None) -> list[Section]:
+    """What the model in the box made, before anything was trained."""
+    if folder is None:
+        return []
+    clips = read_subject(folder).clips
+    figures = [figure(clip_picture(c.video, c.fps, c.caption, max_side=BOX_SIDE), c.caption) for c in clips]
+    note = "Made before anything was trained, by a small model that comes with hpdm and was told this sentence."
+    return [Section("box", "From the model in the box", grid(figures, "rows"), note)]
 
 
 def _made(made: Subject, store: VideoStore) -> Section:

@@ -154,7 +154,8 @@ def _read_clips(folder: Path) -> Iterator[ShownClip]:
         if clip.frames is not None:
             about, fps = _provenance(folder / clip.name.partition(":")[0])
             label = str(about.get("class") or "")
-            caption = f"{label or 'sample'} · seed {about['seed']}" if "seed" in about else clip.name
+            told = label or about.get("prompt") or "sample"
+            caption = f"{told} · seed {about['seed']}" if "seed" in about else clip.name
             joins = tuple(int(j) for j in about.get("joins", ()) if 0 < int(j) < len(clip.frames))
             yield ShownClip(clip.frames, caption, fps, label, joins)
 

@@ -11,6 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from hpdm_cli.app import app
+from hpdm_core.families import shipped
+from tests.support.box import make_box
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +21,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(shipped, "SHIPPED_MODEL", make_box(folder))
         result = demo()
     assert result.exit_code == 0, result.output
+    assert result.stderr.index("[first] Sample a video from the model in the box") < result.stderr.index("[1/3] ")
     assert Path(result.stdout.splitlines()[-1]) == (folder / "a&<b>" / "index.html").resolve()
     assert "[2/3] Train a model on them" in result.stderr
     assert '"what": "train", "done": 4' in result.stderr
     return folder
+
+
+@pytest.fixture(autouse=True)
+def boxed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in for the model in the box, in every test."""
+    monkeypatch.setattr(shipped, "SHIPPED_MODEL", folder / "box.safetensors")
 
 
 def demo(*args: str) -> Result:
@@ -53,6 +63,8 @@ def test_the_page_needs_nothing_but_itself(folder: Path) -> None:
 
 def test_the_page_has_every_section_filled(folder: Path) -> None:
     page = page_of(folder)
+    assert page.index('<section id="box">') < page.index('<section id="made">')
+    assert f"{shipped.EXAMPLE_PROMPTS[0]} · seed 0" in page
     for anchor in ("made", "levels", "growth", "loss", "again", "config"):
         assert f'<section id="{anchor}">' in page
     assert 'class="empty"' not in page
@@ -74,7 +86,7 @@ def test_the_printed_commands_are_the_ones_that_ran(folder: Path, monkeypatch: p
     monkeypatch.chdir(folder)
     again = page_of(folder).split("What next")[0]
     lines = [unescape(text) for text in re.findall(r'<pre class="command"><code>([^<]*)</code>', again)]
-    assert [shlex.split(line)[1] for line in lines] == ["prepare-data", "train", "sample", "sample", "sample"]
+    assert [shlex.split(line)[1] for line in lines] == ["sample", "prepare-data", "train", *["sample"] * 3]
     before = stamps(folder)
     assert len(before) > 10
     for line in lines:
@@ -92,12 +104,17 @@ def test_the_same_command_again_keeps_what_is_there(folder: Path, monkeypatch: p
 
 
 def test_being_stopped_by_its_own_clock_is_no_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A limit of one second stops a longer training cleanly, and the page shows what there is."""
+    """A limit of one second stops a longer training cleanly, and the page shows what there is.
+
+    Without a model in the box, too: then the demo begins with the clips.
+    """
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(shipped, "SHIPPED_MODEL", folder / "none.safetensors")
     result = CliRunner().invoke(app, ["demo", "--quick", "--out", "short", "--seconds", "1", "--steps", "100000"])
     assert result.exit_code == 0, result.output
     assert "the same command again trains on" in result.stderr
-    assert (folder / "short" / "index.html").is_file()
+    assert result.stderr.splitlines()[1].startswith("[1/3] ")
+    assert '<section id="box">' not in (folder / "short" / "index.html").read_text(encoding="utf-8")
 
 
 def test_an_out_that_is_a_file_is_refused(tmp_path: Path) -> None:

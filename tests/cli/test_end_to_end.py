@@ -20,7 +20,7 @@ from hpdm_core import load_model, sample
 from hpdm_core.data.store import VideoStore
 from hpdm_core.data.synthetic import FPS
 from hpdm_core.data.write import read_metadata, read_npz
-from hpdm_core.families import weights
+from hpdm_core.families import shipped
 from hpdm_core.families.weights import read_header
 
 
@@ -132,13 +132,19 @@ def test_an_exported_model_is_half_the_size_and_can_be_the_model_in_the_box(
         half = small.family.state_dict()[name]
         assert half.dtype == tensor.dtype
         assert torch.equal(half, tensor.bfloat16().to(tensor.dtype))
-    monkeypatch.setattr(weights, "SHIPPED_MODEL", folder / "shipped/small.safetensors")
+    monkeypatch.setattr(shipped, "SHIPPED_MODEL", folder / "shipped/small.safetensors")
     result = here("sample --num 1 --level 0 --format npz --device cpu --out boxed")
     assert result.exit_code == 0, result.output
     assert "the model in the box, small" in result.stderr
     made = sample(small, num=1, level=0, device="cpu")[0].video
     assert np.array_equal(read_npz(folder / "boxed/seed_000000.npz")[0], made)
     assert here("export runs/hpdm-smoke --out small.pt").exit_code == 2
+    assert here("export runs/hpdm-smoke --out tuned.safetensors --set steps=[1] --set overlap=none").exit_code == 0
+    tuned = load_model(folder / "tuned.safetensors")
+    assert (tuned.config.sample.steps, tuned.config.sample.overlap) == ((1,), "none")
+    assert tuned.config.model_copy(update={"sample": whole.config.sample}) == whole.config
+    assert here("export runs/hpdm-smoke --out wrong.safetensors --set stepz=[1]").exit_code == 2
+    assert not (folder / "wrong.safetensors").exists()
     before = small.path.read_bytes()
     assert here("export shipped/small.safetensors --out shipped/small.safetensors --dtype fp16").exit_code == 2
     assert small.path.read_bytes() == before
@@ -178,6 +184,7 @@ def test_mistakes_exit_by_kind_and_say_what_to_do(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HPDM_DATA", raising=False)
+    monkeypatch.setattr(shipped, "SHIPPED_MODEL", tmp_path / "none.safetensors")
     result = CliRunner().invoke(app, command.split())
     assert result.exit_code == code, result.output
     assert words in result.stderr
