@@ -69,9 +69,9 @@ class Branch:
         if not self.options.cache or self.family.config.fusion != "deep":
             return
         grid = self.cascade.grids[level]
-        tiles = self.tiles.get(grid) or Tiles(self, grid)
         kept: dict[int, list[Tensor]] = {}
         keep = tuple(b for b, n in enumerate(self.family.config.levels_per_block) if n > level + 1)
+        tiles = self.tiles.get(grid) or Tiles(self, grid, end=max(keep))
         for rows, count in tiles.chunks():
             windows = form.network_input(grid.gather_rows(noisy_BCTHW, rows), sigma)
             out = self._level_forward(tiles, windows, rows, sigma, keep)
@@ -150,10 +150,12 @@ class Tiles:
     """The tiles of one grid for every video: how they are cut into calls, and their context.
 
     chunk: tiles per network call. terms: per block, the fusion terms [U, N, D]. latents: of the step before.
+    end: the first block that will not run; None where all do.
     """
 
-    def __init__(self, branch: Branch, grid: TileGrid) -> None:
+    def __init__(self, branch: Branch, grid: TileGrid, end: int | None = None) -> None:
         self.branch, self.grid, self.level = branch, grid, grid.level
+        self.end = len(branch.family.config.levels_per_block) if end is None else end
         self.device = torch.device(branch.cascade.request.device)
         self.units = len(branch.cascade.request.seeds) * len(grid)
         self.chunk = self._chunk_size()
@@ -216,8 +218,11 @@ class Tiles:
         # Where a tile lies is the same in every video, and so is how it reads from its ancestors.
         coordinates = normalised_coordinates(branch.pyramid, self.level, offsets, config.token).flatten(1, 3)
         ancestors = [torch.from_numpy(found).to(self.device) for found in self.ancestors]
-        blocks = range(config.first_blocks[self.level], len(config.levels_per_block))
-        terms: dict[int, list[Tensor]] = {b: [] for b in blocks} if deep or config.coordinates else {}
+        blocks = range(config.first_blocks[self.level], self.end) if deep or config.coordinates else ()
+        shape = (self.units, math.prod(branch.net.grid), config.token_dim)
+        # They are the largest tensors of a level: filled part by part, never joined.
+        terms = {b: torch.empty(shape, dtype=branch._dtype(), device=self.device) for b in blocks}
+        done = 0
         for rows, count in self.chunks() if terms else ():
             videos, tiles = rows // len(self.grid), rows % len(self.grid)
             maps = self._maps(tiles, offsets, ancestors) if deep else []
@@ -228,8 +233,9 @@ class Tiles:
                     heard = interpolate(source.float(), matrices, branch.net.grid)
                     term = heard / self.level if term is None else term.add_(heard, alpha=1 / self.level)
                 assert term is not None
-                terms[b].append(term[:count].to(branch._dtype()))
-        return {b: torch.cat(parts) for b, parts in terms.items()}
+                terms[b][done : done + count] = term[:count]
+            done += count
+        return terms
 
     def _maps(self, tiles: Tensor, offsets: Tensor, ancestors: list[Tensor]) -> list[list[Tensor]]:
         """Per coarser level, the interpolation matrices of `tiles`."""
