@@ -31,6 +31,7 @@ from hpdm_core.metrics.features import (
     real_clips,
     require_one_size,
 )
+from hpdm_core.metrics.inception import require_splits
 from hpdm_core.metrics.observer import Observer
 from hpdm_core.metrics.protocol import Protocol, hash_record, protocol_hash
 from hpdm_core.metrics.real_cache import (
@@ -168,6 +169,8 @@ def _check_inputs(job: Evaluation, metrics: tuple[str, ...], detector: Detector 
         raise ConfigError(f"C3D takes clips of {c3d.min_frames} frames; the protocol has {frames}")
     if job.real is None and any(METRICS[name].real for name in metrics):
         raise ConfigError("these metrics compare with real videos", hint="give --real STORE, FOLDER or statistics file")
+    if "is" in metrics:
+        require_splits(job.protocol.fake.count, job.protocol.inception.splits)
     for name in ("seam", "clipsim"):
         if name in metrics and name not in job.observers:
             need = "--tile TxHxW" if name == "seam" else "--clip-weights FILE and captions"

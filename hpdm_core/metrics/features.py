@@ -170,7 +170,7 @@ def _too_few_real(protocol: Protocol, videos: int, usable: int, short: int) -> D
     return DataError(
         f"the protocol takes {protocol.real.count} real clips; there are {usable} "
         f"({short} videos are shorter than {span} frames)",
-        hint=f"give more real videos, or lower the number for both sides with --n {usable}",
+        hint="give more real videos" + _or_fewer(usable),
     )
 
 
@@ -179,9 +179,13 @@ def check_count(source: VideoSource, protocol: Protocol) -> None:
     if len(source) < protocol.fake.count:
         raise DataError(
             f"the protocol takes {protocol.fake.count} generated videos; there are {len(source)}",
-            hint=f"generate {protocol.fake.count - len(source)} more, "
-            f"or lower the number for both sides with --n {len(source)}",
+            hint=f"generate {protocol.fake.count - len(source)} more" + _or_fewer(len(source)),
         )
+
+
+def _or_fewer(count: int) -> str:
+    """The other remedy, where `count` clips are enough for a distribution at all."""
+    return f", or lower the number for both sides with --n {count}" if count > 1 else ""
 
 
 def fake_clips(

@@ -31,11 +31,7 @@ def inception_score(probabilities_NK: np.ndarray, splits: int = 10, shuffle_seed
     Raises DataError with fewer samples than splits.
     """
     rows = np.asarray(probabilities_NK, dtype=np.float64)
-    if len(rows) < splits:
-        raise DataError(
-            f"an Inception Score in {splits} splits needs at least {splits} samples, got {len(rows)}",
-            hint="score more videos, or use --set inception.splits=1",
-        )
+    require_splits(len(rows), splits)
     if shuffle_seed is not None:
         # The literature's order is that of NumPy's old generator.
         rows = rows[np.random.RandomState(shuffle_seed).permutation(len(rows))]
@@ -47,6 +43,15 @@ def inception_score(probabilities_NK: np.ndarray, splits: int = 10, shuffle_seed
 
     half = float(stats.t.ppf(0.975, splits - 1) * np.std(scores, ddof=1) / np.sqrt(splits))
     return InceptionScore(mean, std, (mean - half, mean + half), splits)
+
+
+def require_splits(count: int, splits: int) -> None:
+    """Raise DataError where `count` samples cannot be cut into `splits`."""
+    if count < splits:
+        raise DataError(
+            f"an Inception Score in {splits} splits needs at least {splits} samples, got {count}",
+            hint="score more videos, or use --set inception.splits=1",
+        )
 
 
 def _score(rows_NK: np.ndarray) -> float:

@@ -137,6 +137,16 @@ def test_bad_data_exits_3_and_says_which(real: Path, fake: Path, tmp_path: Path)
     assert score(tmp_path / "absent", fake).exit_code == 3
 
 
+def test_too_few_clips_are_told_before_any_is_read(real: Path, fake: Path, tmp_path: Path) -> None:
+    done = score(real, fake, "--metrics", "fvd,is", "--set", "inception.splits=13")
+    assert (done.exit_code, "in 13 splits needs at least 13 samples, got 12" in done.stderr) == (3, True)
+    assert '"event"' not in done.stderr
+    np.savez(tmp_path / "one.npz", videos(1, 1))
+    done = score(real, tmp_path / "one.npz")
+    assert (done.exit_code, "generate 11 more" in done.stderr) == (3, True)
+    assert "--n 1\n" not in done.stderr
+
+
 def test_wrong_usage_exits_2(real: Path, fake: Path) -> None:
     for args, message in (
         (["--metrics", "fvd,nice"], "unknown metric nice"),
