@@ -226,13 +226,14 @@ def _score(fake: str, protocol: Protocol, settings: dict[str, Any], inputs: Inpu
         return evaluate(job)
 
 
-def _progress(stack: ExitStack) -> Callable[[str, int], None]:
-    """A counter per side, opened when its first batch is done."""
+def _progress(stack: ExitStack) -> Callable[[str, int, int], None]:
+    """A counter per side; the next side's closes it, since a terminal shows one at a time."""
     bars: dict[str, console.Progress] = {}
 
-    def advance(what: str, clips: int) -> None:
+    def advance(what: str, clips: int, total: int) -> None:
         if what not in bars:
-            bars[what] = stack.enter_context(console.progress(what, unit="clips"))
+            stack.close()
+            bars[what] = stack.enter_context(console.progress(what, total, unit="clips"))
         bars[what].advance(clips)
 
     return advance

@@ -7,7 +7,7 @@ fingerprint, counts, and warnings.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from hpdm_core.metrics.features import (
     Selection,
     View,
     check_count,
-    check_real,
+    count_real,
     extract,
     fake_clips,
     real_clips,
@@ -52,7 +52,8 @@ from hpdm_core.version import __version__
 
 FORMAT = 1
 SMALL_N = 2048
-Progress = Callable[[str, int], None]
+Progress = Callable[[str, int, int], None]
+"""Told the side, how many more of its clips are done (0 as it begins), and how many this process takes at most."""
 log = logging.getLogger(__name__)
 
 
@@ -79,7 +80,7 @@ class Evaluation:
     save_stats: Path | None = None
     observers: dict[str, Observer] = field(default_factory=dict)
     about_fake: dict[str, Any] = field(default_factory=dict)
-    progress: Progress = lambda what, clips: None
+    progress: Progress = lambda what, clips, total: None
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def evaluate(job: Evaluation) -> dict[str, Any]:
     clips = _observe(fake_clips(job.fake, job.protocol, seen, job.workers, job.deal), job, observed)
     # Neither a source that samples nor an observer with a network may run beside the detector.
     read_ahead = job.fake.concurrent and not job.observers
-    fake = extract(clips, jobs, read_ahead=read_ahead, **_settings(job, "generated clips"))
+    fake = _extracted(job, "generated clips", job.protocol.fake.count, clips, jobs, read_ahead=read_ahead)
     parts = job.deal.gather(seen)
     require_one_size(parts)
     seen = Selection.merged(parts)
@@ -194,12 +195,23 @@ def _gathered(rows: list[dict[str, float]], deal: Deal) -> list[dict[str, float]
     return [together[place] for place in deal.order([len(part) for part in parts])]
 
 
-def _settings(job: Evaluation, what: str) -> dict[str, Any]:
-    return {
-        "deal": job.deal,
-        "device": job.device,
-        "advance": lambda clips: job.progress(what, clips),
-    }
+def _extracted(
+    job: Evaluation,
+    what: str,
+    count: int,
+    clips: Iterable[np.ndarray],
+    jobs: Mapping[str, Job],
+    *,
+    read_ahead: bool = True,
+) -> dict[str, FeatureSet]:
+    """The features of one side, whose clips are `count` at most over all ranks."""
+    own = len(job.deal.mine(range(count)))
+
+    def advance(done: int) -> None:
+        job.progress(what, done, own)
+
+    advance(0)
+    return extract(clips, jobs, deal=job.deal, device=job.device, advance=advance, read_ahead=read_ahead)
 
 
 def _open_real(job: Evaluation, detector: Detector | None, views: tuple[View, ...]) -> VideoSource | RealFeatures:
@@ -210,7 +222,7 @@ def _open_real(job: Evaluation, detector: Detector | None, views: tuple[View, ..
         require_writable(job.save_stats, "--save-stats")
     if not (job.real.is_file() and is_features_file(job.real)):
         source = open_source(job.real)
-        check_real(source, job.protocol)
+        count_real(source, job.protocol)
         return source
     real = load_real(job.real)
     # Where the protocol leaves the size to the generated videos, it is not known yet: taken as the file's.
@@ -262,7 +274,7 @@ def _extract_real(
     seen = Selection()
     clips = real_clips(source, protocol, seen, job.workers, job.deal)
     jobs = {view: Job(detector, view) for view in views}
-    sets: dict[str, FeatureSet] = extract(clips, jobs, **_settings(job, "real clips"))
+    sets = _extracted(job, "real clips", count_real(source, protocol), clips, jobs)
     seen = Selection.merged(job.deal.gather(seen))
     about = {
         "kind": source.kind,

@@ -150,14 +150,18 @@ def _chosen(source: VideoSource, order: Sequence[int], span: int, count: int | N
     return chosen, too_short
 
 
-def check_real(source: VideoSource, protocol: Protocol) -> None:
-    """Raise what `real_clips` would for too few real clips, as far as that is known without decoding."""
+def count_real(source: VideoSource, protocol: Protocol) -> int:
+    """How many clips `real_clips` yields over all ranks, at most: video files may prove too short once decoded.
+
+    Raises what `real_clips` would for too few, as far as that is known without decoding.
+    """
     span = (protocol.clip.frames - 1) * protocol.real.stride + 1
     lengths = [source.length(index) for index in range(len(source))]
     short = sum(length is not None and length < span for length in lengths)
     usable = len(source) - short
     if usable == 0 or usable < (protocol.real.count or 0):
         raise _too_few_real(protocol, len(source), usable, short)
+    return min(usable, protocol.real.count or usable)
 
 
 def _too_few_real(protocol: Protocol, videos: int, usable: int, short: int) -> DataError:

@@ -147,6 +147,18 @@ def test_too_few_clips_are_told_before_any_is_read(real: Path, fake: Path, tmp_p
     assert "--n 1\n" not in done.stderr
 
 
+def test_progress_of_each_side_ends_before_the_next_and_knows_its_total(real: Path, fake: Path) -> None:
+    done = score(real, fake, "--batch", 5)
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith('{"event"')]
+    seen = [(line["event"], line["what"], line["done"], line["total"]) for line in lines]
+    assert seen == [
+        ("progress", "generated clips", 0, 12),
+        ("progress_end", "generated clips", 12, 12),
+        ("progress", "real clips", 0, 12),
+        ("progress_end", "real clips", 12, 12),
+    ]
+
+
 def test_wrong_usage_exits_2(real: Path, fake: Path) -> None:
     for args, message in (
         (["--metrics", "fvd,nice"], "unknown metric nice"),

@@ -12,7 +12,7 @@ from hpdm_core.metrics import sources
 from hpdm_core.metrics.features import (
     Job,
     Selection,
-    check_real,
+    count_real,
     extract,
     fake_clips,
     frame_rule,
@@ -217,10 +217,10 @@ def test_lengths_are_known_without_decoding(tmp_path, arrays):
     np.save(tmp_path / "one.npy", video(1, 3))
     assert open_source(tmp_path / "one.npy").length(0) == 3
     with pytest.raises(DataError, match="takes 6 real clips; there are 5"):
-        check_real(arrays, protocol(real={"count": 6}))
+        count_real(arrays, protocol(real={"count": 6}))
     with pytest.raises(DataError, match="none of the 5 real videos has the 7 frames"):
-        check_real(arrays, protocol(clip={"frames": 7}))
-    check_real(arrays, protocol(real={"count": 5}))
+        count_real(arrays, protocol(clip={"frames": 7}))
+    assert count_real(arrays, protocol(real={"count": 5})) == 5
 
 
 def test_generated_videos_are_taken_one_at_a_time():
