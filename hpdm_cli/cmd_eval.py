@@ -219,11 +219,30 @@ def _score(fake: str, protocol: Protocol, settings: dict[str, Any], inputs: Inpu
     from hpdm_core.metrics.evaluate import evaluate
 
     job = _job(fake, protocol, settings, inputs)
+    for name in _unread(job, inputs):
+        console.print_note(f"warning: {name} is not read: nothing that is measured needs it")
     if job.about_fake.get("captions") == NO_CAPTIONS:
         console.print_note(f"warning: {fake} reads text and is sampled without any: give --prompts FILE, one a line")
     with ExitStack() as stack:
         job.progress = _progress(stack)
         return evaluate(job)
+
+
+def _unread(job: Evaluation, inputs: Inputs) -> list[str]:
+    """The files and settings that were given and that no chosen metric, network or model reads."""
+    from hpdm_core.metrics.evaluate import needs_c3d, needs_detector
+
+    metrics = job.metrics
+    own = needs_detector(metrics, job.protocol) and job.protocol.detector.name != "random-i3d"
+    captions = "clipsim" in metrics or "captions" in job.about_fake
+    read = {
+        "--weights": (job.weights, own),
+        "--c3d-weights": (job.c3d_weights, needs_c3d(metrics, job.protocol)),
+        "--clip-weights": (inputs.clip_weights, "clipsim" in metrics),
+        "--tile": (inputs.tile, "seam" in metrics),
+        "--prompts": (inputs.prompts, captions),
+    }
+    return [name for name, (given, needed) in read.items() if given is not None and not needed]
 
 
 def _progress(stack: ExitStack) -> Callable[[str, int, int], None]:

@@ -7,7 +7,7 @@ fingerprint, counts, and warnings.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from hpdm_core.metrics.c3d import build_c3d
 from hpdm_core.metrics.deal import Deal
 from hpdm_core.metrics.detectors import Detector, build_detector
 from hpdm_core.metrics.features import (
+    VIEWS,
     FeatureSet,
     Job,
     Selection,
@@ -102,7 +103,7 @@ def check_evaluation(job: Evaluation) -> None:
 def _ready(job: Evaluation) -> _Ready:
     metrics = parse_metrics(job.metrics or job.protocol.metrics)
     detector, c3d = _networks(job, metrics)
-    views: tuple[View, ...] = tuple(v for v in ("video", "static", "shuffled") if _needs(metrics, v, job.protocol))
+    views: tuple[View, ...] = tuple(v for v in VIEWS if _needs(metrics, v, job.protocol))
     _check_inputs(job, metrics, detector, c3d)
     check_count(job.fake, job.protocol)
     compared = detector is not None and any(METRICS[name].real for name in metrics)
@@ -141,6 +142,16 @@ def evaluate(job: Evaluation) -> dict[str, Any]:
     return result
 
 
+def needs_c3d(metrics: Sequence[str], protocol: Protocol) -> bool:
+    """Whether `metrics` read the C3D network."""
+    return "is" in metrics and protocol.inception.network == "c3d"
+
+
+def needs_detector(metrics: Sequence[str], protocol: Protocol) -> bool:
+    """Whether `metrics` read the protocol's detector."""
+    return any(_needs(metrics, view, protocol) for view in VIEWS)
+
+
 def _needs(metrics: Iterable[str], view: str, protocol: Protocol) -> bool:
     """Whether any metric reads the main detector's features of `view`."""
     own_network = {"is"} if protocol.inception.network == "c3d" else set()
@@ -149,9 +160,9 @@ def _needs(metrics: Iterable[str], view: str, protocol: Protocol) -> bool:
 
 def _networks(job: Evaluation, metrics: tuple[str, ...]) -> tuple[Detector | None, Detector | None]:
     detector, c3d = None, None
-    if "is" in metrics and job.protocol.inception.network == "c3d":
+    if needs_c3d(metrics, job.protocol):
         c3d = build_c3d(job.c3d_weights, job.device)
-    if any(_needs(metrics, view, job.protocol) for view in ("video", "static", "shuffled")):
+    if needs_detector(metrics, job.protocol):
         section = job.protocol.detector
         detector = build_detector(section, weights=job.weights, device=job.device, allow_imagenet=job.allow_imagenet)
     return detector, c3d

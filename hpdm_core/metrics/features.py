@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ _BLOCK = 1024
 
 View = Literal["video", "static", "shuffled"]
 """A clip as it is, its middle frame repeated, or its frames in a seeded random order."""
+
+VIEWS: tuple[View, ...] = get_args(View)
 
 
 class FeatureSet:

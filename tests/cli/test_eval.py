@@ -159,6 +159,21 @@ def test_progress_of_each_side_ends_before_the_next_and_knows_its_total(real: Pa
     ]
 
 
+def test_what_is_given_and_not_read_is_said(real: Path, fake: Path) -> None:
+    given = ["--c3d-weights", "c3d.pt", "--clip-weights", "clip.pt", "--tile", "16x6x6", "--prompts", "captions.txt"]
+    done = score(real, fake, *given)
+    assert done.exit_code == 0, done.output
+    for name in given[::2]:
+        assert f"warning: {name} is not read" in done.stderr
+    assert "warning: --weights is not read" in _seam(fake, "--weights", "i3d.pt").stderr
+    assert "not read" not in _seam(fake).stderr
+    assert "not read" not in score(real, fake, "--weights", "i3d.pt").stderr
+
+
+def _seam(fake: Path, *args: str) -> Result:
+    return hpdm("eval-fvd", "--fake", fake, "--metrics", "seam", "--tile", "16x6x6", "--n", 12, *args)
+
+
 def test_wrong_usage_exits_2(real: Path, fake: Path) -> None:
     for args, message in (
         (["--metrics", "fvd,nice"], "unknown metric nice"),
@@ -179,7 +194,7 @@ def test_wrong_usage_exits_2(real: Path, fake: Path) -> None:
 
 
 def test_seams_need_no_network_and_no_real_videos(fake: Path, tmp_path: Path) -> None:
-    done = hpdm("eval-fvd", "--fake", fake, "--metrics", "seam", "--tile", "16x6x6", "--n", 12)
+    done = _seam(fake)
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith("seam ratio ")
 
