@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,8 +43,12 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     """A PyTorch state dict by the unpickler that makes nothing but tensors and plain containers."""
     try:
         return _tensors_of(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # arbitrary bytes make an unpickler raise anything
+    except RuntimeError as error:  # of the reader of archives: it says what is damaged
         raise ValueError(error) from error
+    except Exception as error:  # arbitrary bytes make an unpickler raise anything
+        # Not its own text: that advises to load the file in the way that runs its code.
+        found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        raise ValueError(f"it holds a {found[1]} too" if found else "it is no file of tensors") from error
 
 
 def _tensors_of(loaded: Any) -> dict[str, Tensor]:
