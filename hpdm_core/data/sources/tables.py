@@ -13,7 +13,8 @@ from hpdm_core.data.sources.base import Scan, SourceClip, SourceOptions, class_n
 from hpdm_core.data.sources.walk import IMAGE_SUFFIXES, natural_order
 from hpdm_core.errors import ConfigError, DataError
 
-PATH_COLUMNS = ("path", "video", "video_path", "file", "filename", "file_name", "videoid")
+WEBVID_ID = "videoid"
+PATH_COLUMNS = ("path", "video", "video_path", "file", "filename", "file_name", WEBVID_ID)
 CAPTION_COLUMNS = ("caption", "captions", "text", "name", "prompt", "description", "sentence")
 LABEL_COLUMNS = ("label", "class", "cls", "category")
 
@@ -21,7 +22,10 @@ Row = Mapping[str, Any]
 
 
 def scan_table(options: SourceOptions) -> Scan:
-    """Rows of a table as clips; paths are relative to the table. Rows that repeat a path add captions to it."""
+    """Rows of a table as clips; paths are relative to the table. Rows that repeat a path add captions to it.
+
+    In WebVid's own tables (a column videoid, no path) a clip is page_dir/videoid.mp4, as its downloader lays them.
+    """
     table = options.folder()
     kind = options.kind if options.kind != "auto" else _kind_of(table)
     rows = _read(table, kind)
@@ -36,9 +40,14 @@ def scan_table(options: SourceOptions) -> Scan:
         )
     caption_column = _column(options.caption_column, CAPTION_COLUMNS, columns, table, "caption")
     label_column = _column(options.label_column, LABEL_COLUMNS, columns, table, "label")
+    in_webvid = options.path_column is None and path_column.lower() == WEBVID_ID
     clips: dict[str, SourceClip] = {}
     for number, row in enumerate(rows, start=1):
-        clip = _clip(row, table, number, path_column, caption_column, label_column, options.fps)
+        name = str(row.get(path_column) or "").strip()
+        if not name:
+            raise DataError(f"{table}, row {number}: empty {path_column}")
+        name = _webvid_path(name, row) if in_webvid else name
+        clip = _clip(row, table, name, caption_column, label_column, options.fps)
         clips[clip.id] = _merge(clips[clip.id], clip, table) if clip.id in clips else clip
     ordered = tuple(clips[name] for name in sorted(clips))
     notes = (f"columns: path={path_column}, caption={caption_column}, label={label_column}",)
@@ -105,15 +114,11 @@ def _column(asked: str | None, usual: tuple[str, ...], columns: Sequence[str], t
 def _clip(
     row: Row,
     table: Path,
-    number: int,
-    path_column: str,
+    name: str,
     caption_column: str | None,
     label_column: str | None,
     fps: float | None,
 ) -> SourceClip:
-    name = str(row.get(path_column) or "").strip()
-    if not name:
-        raise DataError(f"{table}, row {number}: empty {path_column}")
     path = table.parent / name
     images = _images(path)
     raw_label = row.get(label_column) if label_column else None
@@ -127,6 +132,13 @@ def _clip(
         is_images=bool(images),
         fps=fps if images else None,
     )
+
+
+def _webvid_path(video_id: str, row: Row) -> str:
+    """Where WebVid's downloader puts a video: page_dir/videoid.mp4."""
+    name = video_id if Path(video_id).suffix else f"{video_id}.mp4"
+    folder = str(row.get("page_dir") or "").strip()
+    return f"{folder}/{name}" if folder else name
 
 
 def _images(path: Path) -> tuple[Path, ...]:

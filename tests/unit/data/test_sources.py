@@ -137,6 +137,20 @@ def test_csv_maps_columns_by_name(tmp_path: Path) -> None:
     assert by_id(renamed.clips)["2.mp4"].captions == ("dog",)
 
 
+def test_webvid_tables_name_the_files_that_its_downloader_makes(tmp_path: Path) -> None:
+    table = tmp_path / "results_2M_val.csv"
+    table.write_text(
+        "videoid,contentUrl,duration,page_dir,name\n"
+        "1066674784,https://x/1.mp4,PT00H00M10S,006001_006050,Merida street\n"
+        "29,https://x/2.mp4,PT00H00M10S,,A lake\n"
+    )
+    clips = by_id(scan(table).clips)
+    assert clips["006001_006050/1066674784.mp4"].captions == ("Merida street",)
+    assert clips["006001_006050/1066674784.mp4"].paths == (tmp_path / "006001_006050" / "1066674784.mp4",)
+    assert clips["29.mp4"].captions == ("A lake",)
+    assert list(by_id(scan(table, path_column="videoid").clips)) == ["1066674784", "29"]
+
+
 def test_the_kind_of_table_that_was_asked_for(tmp_path: Path) -> None:
     table = tmp_path / "list.txt"
     table.write_text('{"path": "1.mp4"}\n{"path": "2.mp4", "caption": "two", "label": "b"}\n')
