@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("mp4", "gif", "png", "npz")
 MANIFEST = "samples.json"
+PER_STAGE = {"steps": int, "guidance": float, "solver": str}
+"""Options that are lists, one value a stage; the last value is that of all later stages too."""
 DEFAULT_FPS = 25.0
 """For weights that know no frame rate."""
 
@@ -122,12 +124,12 @@ def sample(
     )  # fmt: skip
     size = parse_size(res) if res else None
     named = {k: v for k, v in _named_setting(model, fast, budget, frames, size, device).items() if k not in options}
-    options = {**named, **options}
+    asked, options = options, {**named, **options}
     outline = generate.outline(model, frames=frames, size=size, **options)
     wanted = _wanted_seeds(model, num, seeds, classes or [], texts)
     _check_negative(negative, generate.sample_options(model, options))
     generate.labels_of(model, wanted, classes or [])
-    _print_plan(outline, len(wanted))
+    _print_plan(outline, len(wanted), asked)
     if dry_run:
         return
     settings = {
@@ -175,11 +177,20 @@ def _formats(text: str) -> tuple[str, ...]:
 def _options(flags: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Command-line flags as keys of the sample section; comma lists become lists where the key wants one."""
     options: dict[str, Any] = {}
-    for key, kind in (("steps", int), ("guidance", float), ("solver", str)):
+    for key, kind in PER_STAGE.items():
         if flags[key] is not None:
-            options[key] = [_number(part, kind, key) for part in str(flags[key]).split(",")]
+            options[key] = [_number(part, kind, key) for part in flags[key].split(",")]
     options |= {k: flags[k] for k in ("overlap", "phases", "window", "precision", "level") if flags[k] is not None}
     return options | parse_sample_keys(overrides)
+
+
+def _note_surplus(asked: dict[str, Any], outline: Outline) -> None:
+    """Say which of the values asked for belong to no stage."""
+    stages = len(outline.stages)
+    for key in PER_STAGE:
+        if len(given := asked.get(key, ())) > stages:
+            unused = ", ".join(str(value) for value in given[stages:])
+            console.print_note(f"warning: --{key} {unused} is not used: the last stage is {outline.stages[-1].name}")
 
 
 def _named_setting(
@@ -204,7 +215,9 @@ def _number(text: str, kind: type, key: str) -> Any:
     try:
         return kind(text.strip())
     except ValueError as error:
-        raise ConfigError(f"cannot read --{key} {text!r}", hint="for example --steps 64,32,16") from error
+        raise ConfigError(
+            f"cannot read --{key} {text!r}", hint=f"give numbers, one or one a stage, for example --{key} 4,2,1"
+        ) from error
 
 
 def _prompts(model: LoadedModel, given: list[str], file: Path | None, negative: str) -> Prompts:
@@ -258,7 +271,8 @@ def _wanted_seeds(
     return tuple(range(num if num is not None else default))
 
 
-def _print_plan(outline: Outline, videos: int) -> None:
+def _print_plan(outline: Outline, videos: int, asked: dict[str, Any]) -> None:
+    _note_surplus(asked, outline)
     for stage in outline.stages:
         console.print_note(
             f"{stage.name}: {stage.frames}x{stage.size[0]}x{stage.size[1]}, {stage.steps} steps of {stage.solver}, "
@@ -278,11 +292,24 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     if not manifest.exists():
         out.mkdir(parents=True, exist_ok=True)
         write_text_once(manifest, text)  # the ranks of another launcher come here at the same moment
-    if manifest.read_text() != text:
+    found = manifest.read_text()
+    if found != text:
         raise ConfigError(
-            f"{out} holds samples made with other settings or another model",
+            f"{out} holds samples made otherwise: {_changes(found, settings)}",
             hint="choose another --out, or remove that directory",
         )
+
+
+def _changes(found: str, settings: dict[str, Any]) -> str:
+    """What the manifest of earlier samples says otherwise than `settings`."""
+    from hpdm_core.metrics.protocol import differences
+
+    try:
+        lines = differences(json.loads(found), json.loads(json.dumps(settings)))
+    except ValueError:
+        return f"{MANIFEST} cannot be read"
+    # The hash of another model says nothing to people.
+    return ", ".join("another model" if line.startswith("model:") else line for line in lines)
 
 
 def _path(out: Path, seed: int, form: str) -> Path:

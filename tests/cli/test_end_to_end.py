@@ -205,9 +205,20 @@ def test_a_format_can_be_added_to_samples_that_exist(folder: Path, here) -> None
 def test_samples_of_other_settings_are_not_mixed(here) -> None:
     line = "sample --ckpt runs/hpdm-smoke --num 1 --level 0 --out apart --device cpu --format npz"
     assert here(line).exit_code == 0
-    result = here(f"{line} --steps 5")
+    result = here(f"{line} --steps 5 --window smooth")
     assert result.exit_code == 2
-    assert "other settings" in result.stderr
+    assert "options.steps: [3, 2, 2] against [5], options.window: uniform against smooth\n" in result.stderr
+
+
+def test_values_for_stages_that_there_are_not_are_said(here) -> None:
+    line = "sample --ckpt runs/hpdm-smoke --dry-run"
+    many = here(f"{line} --steps 3,2,2,9,8 --guidance 1,2,3")
+    assert many.exit_code == 0
+    assert "warning: --steps 9, 8 is not used: the last stage is level2\n" in many.stderr
+    assert "--guidance" not in many.stderr
+    assert "not used" not in here(f"{line} --fast --level 0").stderr
+    unreadable = here(f"{line} --guidance 4x")
+    assert (unreadable.exit_code, "for example --guidance 4" in unreadable.stderr) == (2, True)
 
 
 def test_a_place_that_cannot_be_written_is_one_line(folder: Path, here) -> None:
