@@ -45,6 +45,7 @@ COMMANDS = {
 }
 """Command to (where its function or sub-app is, one line of help), in the order of `hpdm --help`."""
 
+_CONTINUE = {"prepare-data", "train", "finetune-hires", "sample"}
 _ANYWHERE = {"--traceback", "--verbose", "-v"}
 
 
@@ -65,6 +66,10 @@ class LazyGroup(TyperGroup):
                 console.print_traceback()
             console.print_error(error)
             raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            again = "; the same command again continues" if ctx.invoked_subcommand in _CONTINUE else ""
+            console.print_note(f"interrupted{again}")
+            raise  # exit code 130, as shells expect
         except OSError as error:
             # A disk that is full or may not be written to is the machine's fault; anything nameless is a bug.
             if ctx.params.get("traceback") or not (error.filename or error.errno == errno.ENOSPC):

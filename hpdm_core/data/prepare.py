@@ -247,6 +247,8 @@ class _Work:
         except WorkerLost:
             raise
         except Exception as error:  # what one file sets off, in any decoder, costs that file and not the run
+            if self._stopping.is_set():  # its child was killed, which says nothing of the clip
+                return
             problem = self._problem(clip, error)
         else:
             builder.add(clip, result, None if clip.label is None else self._labels[clip.label])

@@ -123,7 +123,7 @@ def test_an_interrupted_preparation_continues_and_ends_the_same(tmp_path: Path) 
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
-def test_a_stop_loses_no_clip_that_another_worker_holds(tmp_path: Path) -> None:
+def test_a_stop_loses_no_clip_that_another_worker_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Stop(Exception):
         pass
 
@@ -141,8 +141,9 @@ def test_a_stop_loses_no_clip_that_another_worker_holds(tmp_path: Path) -> None:
             raise Stop
 
     scan = scan_source(SourceOptions(path=root, kind="folder"))
-    with pytest.raises(Stop):
+    with caplog.at_level("INFO", logger="hpdm_core"), pytest.raises(Stop):
         prepare_store(scan, tmp_path / "broken", recipe, options, on_progress=stop_at_the_slow_one)
+    assert "crashed" not in caplog.text
     assert not (tmp_path / "broken" / "shards" / "00000.json").exists()
     (root / "wait").unlink()
     prepare_store(scan, tmp_path / "broken", recipe, options)
