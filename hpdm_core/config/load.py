@@ -96,7 +96,8 @@ def _schema(document: Document, sections: Sections) -> type[RunConfig]:
     """RunConfig with the section classes of the document's family in place."""
     family, where = document.data.get("family"), document.where(("family",))
     if family is None:
-        raise ConfigError(f"{where}: key family is missing", hint="start from a preset: `hpdm presets list`")
+        hint = "add `family: NAME`, or `extends: PRESET` to start from one (`hpdm presets list`)"
+        raise ConfigError(f"{where}: key family is missing", hint=hint)
     if not isinstance(family, str):
         raise ConfigError(f"{where}: key family: expected a name, found {family!r}")
     try:

@@ -93,8 +93,7 @@ def fit(
     config = fitted(config, source)
     stop = StopRequest(time_limit)
     with joined_world(device) as world, matmul_precision(config.train.precision), stop.listening():
-        if fresh:
-            _refuse_used(out)
+        _check_place(out, fresh)
         return _Run(config, source, out, world, stop, sample, origin).complete()
 
 
@@ -245,9 +244,11 @@ class _Run:
         return hooks
 
 
-def _refuse_used(out: Path) -> None:
-    """Raise ConfigError unless `out` is absent or empty. Every rank asks before any of them writes."""
-    if out.is_dir() and any(out.iterdir()):
+def _check_place(out: Path, fresh: bool) -> None:
+    """Raise ConfigError where `out` cannot be a run, or is a used one. Every rank asks before any of them writes."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file", hint="--out names a folder")
+    if fresh and out.is_dir() and any(out.iterdir()):
         raise ConfigError(
             f"--fresh was given, and the run directory {out} is not empty",
             hint="choose another --out, remove the directory, or leave --fresh away to continue",

@@ -48,6 +48,20 @@ def place(tmp_path_factory):
     return cwd
 
 
+def test_a_preset_of_ones_own_extends_another_and_a_file_is_no_run_directory(inside, place):
+    (place / "mine.yaml").write_text("train:\n  seed: 7\n")
+    line = ("train", "--preset", "mine.yaml", "--data", "data/smoke")
+    lacking = inside(*line, "--dry-run")
+    assert (lacking.exit_code, "`extends: PRESET`" in lacking.stderr) == (2, True)
+    (place / "mine.yaml").write_text("extends: hpdm-smoke\ntrain:\n  seed: 7\n")
+    assert "\n  seed: 7\n" in inside(*line, "--dry-run").stdout
+    refused = inside(*line, "--out", "mine.yaml")
+    assert (refused.exit_code, refused.stderr.splitlines()[-2:]) == (
+        2,
+        ["error: mine.yaml is a file", "hint: --out names a folder"],
+    )
+
+
 def test_a_dry_run_prints_config_and_plan_and_writes_nothing(inside, place):
     done = inside("train", "--preset", "hpdm-smoke", "--out", "dry", "--dry-run")
     assert done.exit_code == 0, done.stderr

@@ -144,10 +144,12 @@ def test_a_full_disk_is_one_line_and_old_checkpoints_stay(tmp_path, monkeypatch)
 
 
 def test_an_unwritable_run_is_named(tmp_path):
-    run = tmp_path / "file"
-    run.write_text("not a folder")
-    with pytest.raises(CheckpointError, match=str(run)):
-        fit(toy_config(max_steps=1), ToySource(), run, device="cpu")
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    with pytest.raises(CheckpointError, match=str(file / "run")):
+        fit(toy_config(max_steps=1), ToySource(), file / "run", device="cpu")
+    with pytest.raises(ConfigError, match=f"{file} is a file"):
+        fit(toy_config(max_steps=1), ToySource(), file, device="cpu")
 
 
 @pytest.mark.parametrize(
