@@ -96,6 +96,17 @@ class FrozenEncoder:
         return self.vocabulary.encode(text, self.context_length)
 
 
+class TowerlessEncoder(FrozenEncoder):
+    """A frozen encoder without its tower: states of the right shapes and no meaning."""
+
+    def __call__(self, texts: Sequence[str], device: torch.device | str = "cpu") -> TextStates:
+        """Zeros, of which every token counts."""
+        rows, length = len(texts), self.context_length
+        tokens = torch.zeros(rows, length, self.width, device=device)
+        mask = torch.ones(rows, length, dtype=torch.bool, device=device)
+        return TextStates(tokens, mask, torch.zeros(rows, self.pooled_width, device=device))
+
+
 class TextTokens(nn.Module):
     """Texts to condition tokens of width D, with a learned null condition for guidance.
 
@@ -155,3 +166,10 @@ class TextTokens(nn.Module):
             return states, stored["mask"].any(dim=1)
         tells = torch.tensor([bool(text.strip()) for text in texts], device=self.null.device)
         return self.encoder(texts, self.null.device), tells
+
+
+def without_towers(module: nn.Module) -> None:
+    """Put empty states in the place of pretrained towers below `module`: what it costs around them needs no weights."""
+    for part in module.modules():
+        if isinstance(part, TextTokens) and isinstance(part.encoder, FrozenEncoder):
+            part.encoder = TowerlessEncoder(part.encoder.text)

@@ -9,6 +9,7 @@ from hpdm_core.conditioning.tokenizer import words_of
 from hpdm_core.config.schema import ConditionSection, FrozenText, JointText, RunConfig
 from hpdm_core.data.embeddings import EncoderIdentity
 from hpdm_core.errors import StoreMismatch
+from hpdm_core.sampling.stage import Request
 
 
 def class_condition(config: RunConfig) -> ConditionSection | None:
@@ -20,6 +21,12 @@ def text_condition(config: RunConfig) -> JointText | FrozenText | None:
     """The text section of a model that reads captions; None for all others."""
     condition = _condition(config, "text")
     return None if condition is None else condition.text
+
+
+def one_video(config: RunConfig) -> Request:
+    """The video whose cost is counted: it is told a class or a text where the model is."""
+    labels = None if class_condition(config) is None else (0,)
+    return Request((0,), labels, None if text_condition(config) is None else ("any",))
 
 
 def with_classes(config: RunConfig, classes: Sequence[str]) -> RunConfig:

@@ -20,6 +20,7 @@ from hpdm_core.training.measured import GPU_TFLOPS, SECONDS_PER_KERNEL, WORKSPAC
 from hpdm_core.training.plan import sampling_outline
 from hpdm_core.training.rehearsal import Rehearsal, StepCost
 from hpdm_core.training.run import rank_rows
+from hpdm_core.training.source import weightless_family
 from hpdm_core.training.state import TrainState, phase_batch, phase_steps
 
 GIB = 2**30
@@ -130,7 +131,7 @@ def estimate(config: RunConfig, *, gpus: int = 1, memory_gib: float = 80.0, tflo
     rehearsal = Rehearsal(config)
     family, scale = rehearsal.family, tflops / GPU_TFLOPS
     phases = tuple(_phase(rehearsal, phase, gpus, memory, scale) for phase in family.phases())
-    outline = sampling_outline(config, family)
+    outline = sampling_outline(config, weightless_family(config))
     sampling = _sampling(rehearsal, outline, scale)
     parameters = _parameters(family)
     found = Estimate(

@@ -10,8 +10,8 @@ from hpdm_core.config.schema import RunConfig
 from hpdm_core.data.order import plan_clips
 from hpdm_core.data.store import VideoStore
 from hpdm_core.families.base import Family, Phase
-from hpdm_core.sampling.stage import Outline, Request
-from hpdm_core.training.conditions import class_condition, text_condition
+from hpdm_core.sampling.stage import Outline
+from hpdm_core.training.conditions import class_condition, one_video
 from hpdm_core.training.source import StoreSource, fitted, weightless_family
 from hpdm_core.training.state import TrainState, phase_batch, phase_steps
 
@@ -74,9 +74,7 @@ def plan_training(config: RunConfig, store_path: Path | None) -> TrainPlan:
 
 def sampling_outline(config: RunConfig, family: Family) -> Outline:
     """The cost of one video at the settings of `config`."""
-    labels = (0,) if class_condition(config) is not None else None
-    prompts = ("any",) if text_condition(config) is not None else None
-    return family.outline(Request((0,), labels, prompts), config.sample)
+    return family.outline(one_video(config), config.sample)
 
 
 def _plan_phase(config: RunConfig, family: Family, phase: Phase, store: VideoStore | None) -> PhasePlan:

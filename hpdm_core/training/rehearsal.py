@@ -28,16 +28,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from hpdm_core.conditioning.text import without_towers
 from hpdm_core.config.schema import RunConfig, TrainSection
 from hpdm_core.data.window import Batch, ClipView
 from hpdm_core.families.base import Phase, Role
 from hpdm_core.nn.precision import autocast
 from hpdm_core.rng import BatchStreams
 from hpdm_core.sampling.solvers import solver_info
-from hpdm_core.sampling.stage import Request, Stage
+from hpdm_core.sampling.stage import Stage
+from hpdm_core.training.conditions import one_video
 from hpdm_core.training.ema import Ema
 from hpdm_core.training.optim import RoleOptimizer
-from hpdm_core.training.source import class_condition, weightless_family
+from hpdm_core.training.source import weightless_family
 from hpdm_core.training.switches import apply_switches, computing
 
 PARTS = ("weights", "gradients", "moments", "averages", "inputs", "activations")
@@ -227,6 +229,7 @@ class Rehearsal:
         self.config, self.ledger = config, Ledger()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         family = weightless_family(config).train()
+        without_towers(family)
         with self.fake, self.ledger.part("weights"):
             self.family = family.to_empty(device=CPU)
             for tensor in itertools.chain(self.family.parameters(), self.family.buffers()):
@@ -276,8 +279,6 @@ class Rehearsal:
     def stages(self) -> list[StageCost]:
         """The stages of one video at the config's sampling settings, each called once, or once for every turn."""
         sample, costs = self.config.sample, []
-        labels = (0,) if class_condition(self.config) is not None else None
-        plan = self.family.eval().requires_grad_(False).plan(Request((0,), labels=labels), sample)
         ledger = self.ledger
         done = 0.0, 0
 
@@ -289,6 +290,7 @@ class Rehearsal:
         # Outside the fake mode: what does not touch the weights is small, and its values steer the tiling.
         ledger.restart()
         with torch.no_grad(), autocast(CPU, sample.precision), ledger:
+            plan = self.family.eval().requires_grad_(False).plan(one_video(self.config), sample)
             stage = next(plan)
             while True:
                 setup = spent()

@@ -149,3 +149,25 @@ def test_unmeasured_tf32_is_given_the_lower_bound() -> None:
 def test_nothing_real_is_allocated() -> None:
     rehearsal = Rehearsal(config_of("hpdm-smoke"))
     assert all(type(p.data).__name__ == "FakeTensor" for p in rehearsal.family.parameters())
+
+
+FROZEN = "{mode: frozen, arch: ViT-H-14, quick_gelu: false, width: 48, pooled_width: 24, context_length: 77}"
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides"),
+    [
+        *((f"{family}{kind}-smoke", ()) for family in ("hpdm", "pvdm", "mdm") for kind in ("", "-text")),
+        ("hpdm-smoke", (f"model.condition={{kind: text, text: {FROZEN}}}",)),
+    ],
+)
+def test_every_kind_of_model_has_an_estimate(preset: str, overrides: tuple[str, ...]) -> None:
+    found = estimate(config_of(preset, *overrides))
+    assert [stage.name for stage in found.sampling] == [stage.name for stage in found.outline.stages]
+    assert all(stage.flops > 0 for stage in found.sampling)
+
+
+@pytest.mark.parametrize("preset", ["mdm-smoke", "mdm-text-smoke"])
+def test_guidance_doubles_what_sampling_computes(preset: str) -> None:
+    plain, guided = (Rehearsal(config_of(preset, f"sample.guidance=[{w}]")).stages()[0] for w in (1.0, 2.0))
+    assert guided.call_flops == pytest.approx(2 * plain.call_flops)
