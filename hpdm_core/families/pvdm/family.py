@@ -167,8 +167,9 @@ class PvdmFamily(ConditionedFamily):
             parts |= {"adversarial": adversarial_loss(fake), "features": feature_loss(real, fake)}
             terms["adversarial"] = weights.adversarial_weight * parts["adversarial"]
             terms["features"] = weights.feature_weight * parts["features"]
-        # Pixels span 2, so that the peak signal is 2.
-        parts["psnr"] = -10 * ((output.detach() - video).square().mean() / 4).clamp_min(1e-10).log10()
+        # Clip by clip: the mean is that of any micro-batches and ranks. Pixels span 2, and so the peak signal is 2.
+        error_B = (output.detach() - video).square().mean(dim=(1, 2, 3, 4))
+        parts["psnr"] = (-10 * (error_B / 4).clamp_min(1e-10).log10()).mean()
         return _summed(terms, parts)
 
     def _critics(self, video: Tensor, frames: Tensor) -> Losses:
