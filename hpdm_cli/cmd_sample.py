@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,7 +120,7 @@ def sample(
     _say_what_is_used(model, ckpt is None, texts)
     options = _options(
         {"steps": steps, "solver": solver, "overlap": overlap, "phases": phases, "window": window, "guidance": guidance,
-         "precision": precision, "level": level}, overrides or []
+         "precision": precision, "level": level}, overrides or [], type(model.config.sample).model_fields
     )  # fmt: skip
     size = parse_size(res) if res else None
     named = {k: v for k, v in _named_setting(model, fast, budget, frames, size, device).items() if k not in options}
@@ -174,8 +174,15 @@ def _formats(text: str) -> tuple[str, ...]:
     return found
 
 
-def _options(flags: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Command-line flags as keys of the sample section; comma lists become lists where the key wants one."""
+def _options(flags: dict[str, Any], overrides: list[str], known: Collection[str]) -> dict[str, Any]:
+    """Command-line flags as keys of the sample section; comma lists become lists where the key wants one.
+
+    Raises ConfigError for a flag that is none of the `known` keys of the model at hand.
+    """
+    for key in flags:
+        if flags[key] is not None and key not in known:
+            possible = ", ".join(f"--{name}" for name in flags if name in known)
+            raise ConfigError(f"--{key} means nothing to this kind of model", hint=f"it takes {possible}")
     options: dict[str, Any] = {}
     for key, kind in PER_STAGE.items():
         if flags[key] is not None:

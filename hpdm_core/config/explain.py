@@ -148,7 +148,9 @@ def nearest_key(schema: type[BaseModel], path: KeyPath) -> str:
     near = get_close_matches(last, siblings, n=1)
     every = {dotted(p): p for p in _all_keys(schema)}
     elsewhere = [name for name, p in every.items() if p[-1] == last]
-    if parent and not siblings:
+    if last in siblings:
+        suggestion = f"it belongs to another kind of {dotted(parent)}"
+    elif parent and not siblings:
         suggestion = f"{dotted(parent)} takes a value, not keys"
     elif near:
         suggestion = f"did you mean {dotted((*parent, near[0]))}?"

@@ -53,9 +53,9 @@ class SettingsTable(Section):
 def fast_options(model: LoadedModel) -> dict[str, Any]:
     """The `sample.fast` setting of the model's config. ConfigError if it has none."""
     if not model.config.sample.fast:
+        fewer = ",".join(str(max(1, stage.steps // 4)) for stage in outline(model, frames=None, size=None).stages)
         raise ConfigError(
-            "this model's config has no `sample.fast`",
-            hint="say it yourself, for example --steps 16,8,4 --phases alternate",
+            "this model's config has no `sample.fast`", hint=f"say it yourself, for example --steps {fewer}"
         )
     return dict(model.config.sample.fast)
 

@@ -95,3 +95,18 @@ def test_training_on_text_resumes_bit_for_bit(run: Path, store: Path, tmp_path: 
     shutil.rmtree(last)
     hpdm(f"train --preset {run.name} --data {store} --out {again} --device cpu")
     assert state_hash(last) == state_hash(run / "checkpoints" / last.name)
+
+
+@pytest.mark.parametrize("flag", ["--overlap full", "--window smooth", "--phases alternate"])
+def test_a_flag_of_another_family_is_refused_with_those_of_this_one(run: Path, flag: str) -> None:
+    result = CliRunner().invoke(app, ["sample", "--ckpt", str(run), "--dry-run", *flag.split()])
+    assert result.exit_code == 2
+    assert f"error: {flag.split()[0]} means nothing" in result.stderr
+    assert "it takes --steps, --solver, --guidance" in result.stderr
+
+
+def test_what_is_advised_instead_of_fast_works(run: Path) -> None:
+    words = ["sample", "--ckpt", str(run), "--dry-run"]
+    result = CliRunner().invoke(app, [*words, "--fast"])
+    assert result.exit_code == 2
+    hpdm([*words, *result.stderr.rpartition("for example ")[2].split()])

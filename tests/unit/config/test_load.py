@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hpdm_core.config.load import dump_config, load_config, parse_config, plain_config
 from hpdm_core.config.schema import RunConfig
 from hpdm_core.errors import ConfigError
+from hpdm_core.families.registry import load_run_config
 from tests.support.sections import GOOD, Block, PaperModel, PaperSample, paper_sections
 
 Load = Callable[..., RunConfig]
@@ -307,3 +308,9 @@ def test_a_long_circle_is_found(load: Load, tmp_path: Path) -> None:
         (tmp_path / f"{name}.yaml").write_text(f"extends: ./{parent}.yaml\n")
     with pytest.raises(ConfigError, match="circle: a -> b -> c -> a"):
         load(tmp_path / "a.yaml")
+
+
+def test_a_key_of_another_mode_is_not_said_to_be_unlike_itself() -> None:
+    said = r"key model\.condition\.text\.layers: unknown key; it belongs to another kind of model\.condition\.text"
+    with pytest.raises(ConfigError, match=said):
+        load_run_config("hpdm-text-smoke", ("model.condition.text.mode=frozen",))
