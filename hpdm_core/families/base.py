@@ -104,6 +104,9 @@ class Family(nn.Module, ABC):
     model_section: ClassVar[type[ModelSection]]
     sample_section: ClassVar[type[SampleSection]]
 
+    sharded = False
+    """Whether weights are spread over ranks: then all of them make the same calls of each module in every step."""
+
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
         """What is trained, in which order."""

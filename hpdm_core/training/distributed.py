@@ -119,6 +119,7 @@ def distribute(family: Family, world: World, parallel: Literal["ddp", "fsdp"], n
             for unit in family.compile_units():
                 fully_shard(unit)
             fully_shard(family)
+            family.sharded = True
         return family
     # With several roles each backward pass reaches only some of the parameters.
     return DistributedDataParallel(family, find_unused_parameters=num_roles > 1, gradient_as_bucket_view=True)

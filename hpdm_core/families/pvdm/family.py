@@ -115,11 +115,13 @@ class PvdmFamily(ConditionedFamily):
     @torch.no_grad()
     def encode_pair(self, clip: Tensor, previous: Tensor, conditional_B: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [B, C, N] of the clips, and of the clips before them: zeros where `conditional_B` is 0."""
-        rows = conditional_B.nonzero()[:, 0]
-        encoder, chunk = self.autoencoder.encoder, min(self.config.training.encode_rows, len(clip))
-        latents = in_chunks(encoder, chunk, torch.cat([clip, previous[rows]]))
-        z, given = latents[: len(clip)], torch.zeros_like(latents[: len(clip)])
-        given[rows] = latents[len(clip) :]
+        rows, batch = conditional_B.nonzero()[:, 0], len(clip)
+        encoder, chunk = self.autoencoder.encoder, min(self.config.training.encode_rows, batch)
+        # Filled up, so that all ranks gather the encoder's weights as often, whatever they have drawn.
+        filled = torch.cat([rows, rows.new_zeros(batch - len(rows))]) if self.sharded else rows
+        latents = in_chunks(encoder, chunk, torch.cat([clip, previous[filled]]))
+        z, given = latents[:batch], torch.zeros_like(latents[:batch])
+        given[rows] = latents[batch : batch + len(rows)]
         return z, given
 
     def _phase(self, name: str, section: PhaseSection, *roles: Role) -> Phase:

@@ -96,6 +96,21 @@ def test_the_clip_before_counts_only_for_conditional_rows():
     assert not no_condition.any()
 
 
+def test_ranks_that_share_the_encoder_call_it_equally_often_whatever_they_draw():
+    family, calls = tiny_pvdm.tiny_family(training={"encode_rows": 2}), []
+    family.autoencoder.encoder.register_forward_hook(lambda *_: calls.append(1))
+    found = {}
+    for family.sharded in (False, True):
+        for share in range(len(POSITIONS) + 1):
+            calls.clear()
+            flags = [1] * share + [0] * (len(POSITIONS) - share)
+            loss = losses(family, "denoiser", conditional=flags).total
+            found[family.sharded, share] = len(calls), loss.item()
+    assert {found[True, share][0] for share in range(7)} == {6}
+    assert found[False, 0][0] == 3
+    assert all(found[True, share][1] == found[False, share][1] for share in range(7))
+
+
 def test_padding_before_a_short_clip_is_never_seen():
     """An item flagged as having no clip before trains the same whatever stands in its place."""
     family = tiny_pvdm.tiny_family()
