@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hpdm_core.config.load import parse_config, plain_config
@@ -28,6 +27,7 @@ from hpdm_core.errors import ConfigError, IncompatibleCheckpoint, NoCheckpoint
 from hpdm_core.families import shipped
 from hpdm_core.families.base import Family
 from hpdm_core.families.registry import build_family, family_sections
+from hpdm_core.nn.tensor_files import write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +69,8 @@ class LoadedModel:
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], header: WeightsHeader) -> None:
-    """Write a weights file atomically: a reader sees the old file or the new one, never half."""
-    partial = path.with_name(path.name + ".tmp")
-    contiguous = {name: t.detach().to("cpu").contiguous().clone() for name, t in tensors.items()}
-    save_file(contiguous, partial, metadata={"hpdm": json.dumps(asdict(header), sort_keys=True)})
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Write a weights file atomically: a reader sees the old file or the new one, never half. Raises OSError."""
+    write_tensors(path, tensors, {"hpdm": json.dumps(asdict(header), sort_keys=True)})
 
 
 def read_header(path: Path) -> WeightsHeader:

@@ -11,7 +11,8 @@ from torch import Tensor
 from hpdm_core.errors import IncompatibleCheckpoint
 from hpdm_core.metrics.c3d import MEAN, c3d_from
 from hpdm_core.metrics.i3d_weights import canonical_i3d, recognise
-from hpdm_core.metrics.weight_files import read_tensors, tensors_digest, write_tensors
+from hpdm_core.metrics.weight_files import read_tensors, tensors_digest
+from hpdm_core.nn.tensor_files import write_tensors
 
 
 @dataclass(frozen=True)

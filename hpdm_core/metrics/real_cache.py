@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from hpdm_core.errors import ConfigError, DataError
 from hpdm_core.metrics.features import FeatureSet
 from hpdm_core.metrics.protocol import differences, hash_record
-from hpdm_core.metrics.weight_files import write_tensors
+from hpdm_core.nn.tensor_files import write_tensors
 
 FORMAT = 1
 _KEY = "hpdm-features"
@@ -57,7 +57,7 @@ def cache_path(record: dict[str, Any], fingerprint: str) -> Path:
 
 
 def save_real(path: Path, real: RealFeatures) -> None:
-    """Write features atomically, with a checksum of their bytes. Raises OSError or SafetensorError."""
+    """Write features atomically, with a checksum of their bytes. Raises OSError."""
     tensors = {view: torch.from_numpy(features.features) for view, features in real.sets.items()}
     header = {"format": FORMAT, "record": real.record, "about": real.about, "sha256": _digest(tensors)}
     write_tensors(path, tensors, {_KEY: json.dumps(header, sort_keys=True)})
@@ -67,7 +67,7 @@ def keep_real(path: Path, real: RealFeatures) -> None:
     """`save_real` into the cache: one that cannot be written costs time next time, not this evaluation."""
     try:
         save_real(path, real)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         log.warning("cannot keep the real features in %s (%s); they will be computed again next time", path, error)
 
 

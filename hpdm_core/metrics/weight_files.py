@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from functools import cache
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hpdm_core.errors import IncompatibleCheckpoint, WeightsMissing
@@ -52,14 +50,6 @@ def read_tensors(path: Path, *, torchscript: bool = False) -> dict[str, Tensor]:
     if not tensors:
         raise IncompatibleCheckpoint(f"{path} holds no tensors", hint="give the state dict, not an optimiser state")
     return _strip_prefix(tensors)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write safetensors atomically: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file({key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}, partial, dict(metadata))
-    partial.replace(path)
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -1,17 +1,20 @@
-"""Reading tensors from files in which networks circulate, without running anybody's code."""
+"""Tensors in files: reading those in which networks circulate, without running anybody's code, and writing ours."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hpdm_core.errors import IncompatibleCheckpoint
@@ -31,6 +34,27 @@ def read_plain_tensors(path: Path, *, torchscript: bool = False) -> dict[str, Te
     if _is_torchscript(path):
         return _read_torchscript(path, torchscript)
     return _read_state_dict(path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write safetensors atomically: a reader sees the old file or the whole new one. Raises OSError naming `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    contiguous = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    try:
+        save_file(contiguous, partial, dict(metadata))
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except SafetensorError as error:  # it wraps what the system said
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        code = int(found[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
+    finally:
+        with suppress(OSError):  # it is gone where all went well, and must not hide the error where it did not
+            partial.unlink()
 
 
 def file_sha256(path: Path) -> str:

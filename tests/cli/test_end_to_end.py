@@ -145,6 +145,9 @@ def test_an_exported_model_is_half_the_size_and_can_be_the_model_in_the_box(
     assert tuned.config.model_copy(update={"sample": whole.config.sample}) == whole.config
     assert here("export runs/hpdm-smoke --out wrong.safetensors --set stepz=[1]").exit_code == 2
     assert not (folder / "wrong.safetensors").exists()
+    refused = here(f"export runs/hpdm-smoke --out {'x' * 240}.safetensors")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("error: File name too long: xxx")
     before = small.path.read_bytes()
     assert here("export shipped/small.safetensors --out shipped/small.safetensors --dtype fp16").exit_code == 2
     assert small.path.read_bytes() == before
