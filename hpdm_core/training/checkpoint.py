@@ -288,7 +288,8 @@ def writing(path: Path) -> Iterator[None]:
         text = str(error).strip() or type(error).__name__
         full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in text
         reason = "no space left on the disk" if full else text.splitlines()[-1]
+        remedy = "make room (or lower train.keep_checkpoints)" if full else "see to the folder's permissions"
         raise CheckpointError(
             f"cannot write {path}: {reason}; the checkpoints that exist are untouched",
-            hint="make room (or lower train.keep_checkpoints), then run the same command again",
+            hint=f"{remedy}, then run the same command again",
         ) from error

@@ -133,7 +133,7 @@ def test_a_full_disk_is_one_line_and_old_checkpoints_stay(tmp_path, monkeypatch)
             with pytest.raises(CheckpointError, match="no space left") as caught:
                 fit(toy_config(max_steps=10), ToySource(), run, device="cpu")
         assert "\n" not in str(caught.value)
-        assert caught.value.hint
+        assert "make room" in caught.value.hint
         assert folders(run) == ["step_00000005"]
     with monkeypatch.context() as patch:
         patch.setattr("hpdm_core.training.hooks.os.fsync", full)
@@ -146,8 +146,9 @@ def test_a_full_disk_is_one_line_and_old_checkpoints_stay(tmp_path, monkeypatch)
 def test_an_unwritable_run_is_named(tmp_path):
     file = tmp_path / "file"
     file.write_text("not a folder")
-    with pytest.raises(CheckpointError, match=str(file / "run")):
+    with pytest.raises(CheckpointError, match=str(file / "run")) as caught:
         fit(toy_config(max_steps=1), ToySource(), file / "run", device="cpu")
+    assert "permissions" in caught.value.hint
     with pytest.raises(ConfigError, match=f"{file} is a file"):
         fit(toy_config(max_steps=1), ToySource(), file, device="cpu")
 
