@@ -64,9 +64,15 @@ def _open_model(
     changes: dict[str, Any] = {} if level is None else {"level": level}
     options = sample_options(model, changes).model_dump(mode="json")
     made = outline(model, frames=None, size=None, **changes)
-    span = _check_frames(path, made.frames, protocol)
-    # Where in its video a clip begins counts from the end too, unless it is the start.
-    frames = enough_frames(model, span, **changes) if protocol.fake.start == "first" else None
+    span = (protocol.clip.frames - 1) * protocol.fake.stride + 1
+    frames = enough_frames(model, span, **changes)
+    if protocol.fake.start != "first" and frames is not None and frames < made.frames:
+        frames = None  # where in its video a clip begins counts from the end too
+    if (frames or made.frames) < span:
+        raise DataError(
+            f"{path} makes videos of {made.frames} frames; protocol {protocol.name} needs {span}",
+            hint=f"choose a protocol with shorter clips, or --set clip.frames={made.frames}",
+        )
     if level is not None:
         protocol = _at_level(protocol, level, made)
     about = {
@@ -85,17 +91,6 @@ def _open_model(
         {"checkpoint": model.sha256, "options": options, "seeds": count, "prompts": texts, "frames": frames}
     )
     return GeneratedSource(make, count, identity), about, protocol
-
-
-def _check_frames(path: Path, frames: int, protocol: Protocol) -> int:
-    """The frames that a clip spans. Refuses a model whose videos are shorter, before it makes one."""
-    span = (protocol.clip.frames - 1) * protocol.fake.stride + 1
-    if frames < span:
-        raise DataError(
-            f"{path} makes videos of {frames} frames; protocol {protocol.name} needs {span}",
-            hint=f"choose a protocol with shorter clips, or --set clip.frames={frames}",
-        )
-    return span
 
 
 def _at_level(protocol: Protocol, level: int, made: Outline) -> Protocol:

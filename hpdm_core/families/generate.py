@@ -153,12 +153,17 @@ def outline(model: LoadedModel, *, frames: int | None, size: tuple[int, int] | N
 def enough_frames(model: LoadedModel, needed: int, **options: Any) -> int | None:
     """How many frames to ask for where only the first `needed` are looked at: None for the whole video.
 
-    The frames are the same either way; fewer are made where the model can make them alone.
+    The frames are the same either way; fewer are made where the model can make them alone. More than the whole video
+    are asked for, in whole clips, of a model that chains clips.
     """
-    if not model.family.exact_prefix(sample_options(model, options)):
-        return None
     whole = outline(model, frames=None, size=None, **options).frames
-    return needed if needed < whole else None
+    if needed > whole:
+        longer = -(-needed // whole) * whole
+        try:
+            return outline(model, frames=longer, size=None, **options).frames
+        except ConfigError:  # of all other models
+            return None
+    return needed if needed < whole and model.family.exact_prefix(sample_options(model, options)) else None
 
 
 def sample_options(model: LoadedModel, changes: dict[str, Any]) -> SampleSection:

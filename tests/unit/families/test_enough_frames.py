@@ -33,3 +33,13 @@ def test_the_frames_are_those_of_the_whole_video():
 
 def test_families_that_make_no_promise_make_the_whole_video():
     assert enough_frames(untrained("pvdm-smoke"), 2) is None
+
+
+@pytest.mark.parametrize(("needed", "asked"), [(5, 8), (8, 8), (9, 12)])
+def test_models_that_chain_clips_make_as_many_as_are_looked_at(needed, asked):
+    assert enough_frames(untrained("pvdm-smoke"), needed) == asked
+
+
+@pytest.mark.parametrize("preset", ["hpdm-smoke", "mdm-smoke"])
+def test_other_models_do_not_go_on_after_their_video(preset):
+    assert enough_frames(untrained(preset), 9) is None
