@@ -169,7 +169,7 @@ def test_ranks_of_another_launcher_claim_a_folder_at_the_same_moment(
         (path / "samples.json").write_text('{\n "steps": 2\n}\n')
 
     monkeypatch.setattr(Path, "mkdir", meanwhile)
-    with pytest.raises(ConfigError, match="other settings"):
+    with pytest.raises(ConfigError, match="samples made otherwise: steps: 2 against 1"):
         cmd_sample._claim(tmp_path / "a", {"steps": 1})
     cmd_sample._claim(tmp_path / "b", {"steps": 2})
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["samples.json"]
