@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,6 +35,8 @@ FORMAT = 1
 WEIGHTS_FILE = "weights.safetensors"
 CHECKPOINTS = "checkpoints"
 STATE_FILE = "state.json"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,14 @@ def _sampling(header: WeightsHeader, changes: Mapping[str, Any]) -> WeightsHeade
     return replace(header, config=plain_config(parse_config(changed, family_sections, where="sample options")))
 
 
+def finished_checkpoints(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, oldest first; one that is being written does not count."""
+    return sorted(folder for folder in (run / CHECKPOINTS).glob("step_*") if folder.suffix != ".tmp")
+
+
 def checkpoint_dirs(run: Path) -> list[Path]:
-    """The finished checkpoints of a run directory, oldest first."""
-    return [folder for folder in _finished(run) if (folder / WEIGHTS_FILE).is_file()]
+    """Those of `finished_checkpoints` that hold weights."""
+    return [folder for folder in finished_checkpoints(run) if (folder / WEIGHTS_FILE).is_file()]
 
 
 def find_weights(path: Path) -> Path:
@@ -136,19 +143,30 @@ def find_weights(path: Path) -> Path:
         return path
     if (path / WEIGHTS_FILE).is_file():
         return path / WEIGHTS_FILE
+    hint = "train anew with another --out, or give a weights file"
+    newest = newest_whole(path, lambda folder: (folder / WEIGHTS_FILE, _weights_damage(folder)), "weights", hint)
+    if newest is None:
+        raise NoCheckpoint(f"no checkpoint at {path}", hint="train one first: hpdm train --preset NAME --out RUN")
+    return newest
+
+
+def newest_whole(run: Path, read: Callable[[Path], tuple[T, str]], what: str, hint: str) -> T | None:
+    """What `read` finds in the newest checkpoint of `run` that it calls whole; None where there is none.
+
+    read: a checkpoint's folder to what it holds and what is wrong with it, in words; empty if nothing is. Each
+    damaged checkpoint is skipped with a warning. Raises IncompatibleCheckpoint, which speaks of `what` and gives
+    `hint`, where there are some and all are damaged.
+    """
     damages = []
-    for folder in reversed(_finished(path)):
-        damage = _weights_damage(folder)
+    for folder in reversed(finished_checkpoints(run)):
+        found, damage = read(folder)
         if not damage:
-            return folder / WEIGHTS_FILE
+            return found
         logger.warning("skipping the damaged checkpoint %s: %s", folder, damage)
         damages.append(f"{folder.name}: {damage}")
     if damages:
-        raise IncompatibleCheckpoint(
-            f"no weights in {path / CHECKPOINTS} can be read ({'; '.join(damages)})",
-            hint="train anew with another --out, or give a weights file",
-        )
-    raise NoCheckpoint(f"no checkpoint at {path}", hint="train one first: hpdm train --preset NAME --out RUN")
+        raise IncompatibleCheckpoint(f"no {what} in {run / CHECKPOINTS} can be read ({'; '.join(damages)})", hint=hint)
+    return None
 
 
 def file_damage(folder: Path, name: str, entry: Mapping[str, Any]) -> str:
@@ -194,11 +212,6 @@ def load_model(path: str | Path | None = None, *, device: torch.device | str = "
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     return LoadedModel(family.eval().requires_grad_(False), config, header, file, digest)
-
-
-def _finished(run: Path) -> list[Path]:
-    """The folders of a run's checkpoints, oldest first; one that is being written does not count."""
-    return sorted(folder for folder in (run / CHECKPOINTS).glob("step_*") if folder.suffix != ".tmp")
 
 
 def _weights_damage(folder: Path) -> str:

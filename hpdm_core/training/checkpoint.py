@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import shutil
 import warnings
@@ -53,12 +52,12 @@ from hpdm_core.families.weights import (
     WEIGHTS_FILE,
     WeightsHeader,
     file_damage,
+    finished_checkpoints,
     manifest_digest,
+    newest_whole,
     save_weights,
 )
 from hpdm_core.training.distributed import World
-
-logger = logging.getLogger(__name__)
 
 # One process without a process group is what we mean. For good, because a thread must not switch filters for others.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninit")
@@ -172,30 +171,15 @@ def newest_valid(run: Path) -> Checkpoint | None:
     None where there is no checkpoint at all. Raises IncompatibleCheckpoint where there are some and all are damaged:
     starting anew over them would lose what can still be saved.
     """
-    root = run / CHECKPOINTS
-    damages = []
-    for folder in sorted(root.glob("step_*"), reverse=True):
-        if folder.suffix == ".tmp":
-            continue
-        record, damage = _inspect(folder)
-        if not damage:
-            return Checkpoint(folder, record)
-        logger.warning("skipping the damaged checkpoint %s: %s", folder, damage)
-        damages.append(f"{folder.name}: {damage}")
-    if damages:
-        raise IncompatibleCheckpoint(
-            f"no checkpoint in {root} can be read ({'; '.join(damages)})",
-            hint="start anew with another --out, or remove that folder",
-        )
-    return None
+    return newest_whole(run, _inspect, "checkpoint", "start anew with another --out, or remove that folder")
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`; IncompatibleCheckpoint if its manifest does not hold."""
-    record, damage = _inspect(folder)
+    checkpoint, damage = _inspect(folder)
     if damage:
         raise IncompatibleCheckpoint(f"the checkpoint {folder} is damaged: {damage}", hint="take an older one")
-    return Checkpoint(folder, record)
+    return checkpoint
 
 
 def prune(run: Path, keep: int, step: int, best: int = 0) -> None:
@@ -204,7 +188,7 @@ def prune(run: Path, keep: int, step: int, best: int = 0) -> None:
     What is newer than `step` is damaged, for the run went back behind it: it neither counts nor goes.
     """
     root = run / CHECKPOINTS
-    finished = [f for f in sorted(root.glob("step_*")) if f.suffix != ".tmp" and f.name <= f"step_{step:08d}"]
+    finished = [folder for folder in finished_checkpoints(run) if folder.name <= f"step_{step:08d}"]
     for folder in finished[: max(len(finished) - keep, 0)]:
         if folder.name == f"step_{best:08d}":
             continue
@@ -232,13 +216,13 @@ def _seal(folder: Path, record: dict[str, Any]) -> None:
         _sync_folder(path)
 
 
-def _inspect(folder: Path) -> tuple[dict[str, Any], str]:
-    """The state.json of a checkpoint and what is wrong with the checkpoint, in words; empty if nothing is."""
+def _inspect(folder: Path) -> tuple[Checkpoint, str]:
+    """The checkpoint in `folder` and what is wrong with it, in words; empty if nothing is."""
     try:
         record = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        return record, _damage(folder, record)
+        return Checkpoint(folder, record), _damage(folder, record)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return {}, f"its {STATE_FILE} is unreadable ({error})"
+        return Checkpoint(folder, {}), f"its {STATE_FILE} is unreadable ({error})"
 
 
 def _damage(folder: Path, record: dict[str, Any]) -> str:
