@@ -9,7 +9,6 @@ allows. Anything that `hpdm train` or `hpdm finetune-hires` takes may follow `--
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hpdm_core.training.hooks import LOG_FILE
+from hpdm_core.report.reading import read_log
 
 STOPPED = 75
 ENDLESS = 10**7
@@ -29,12 +28,6 @@ def run(command: list[str], limit: float, max_steps: int) -> int:
     """One `hpdm` process; its exit code."""
     setting = ["--set", f"train.max_steps={max_steps}", "--time-limit", f"{max(1, int(limit))}s"]
     return subprocess.run([sys.executable, "-m", "hpdm_cli", *command, *setting], check=False).returncode
-
-
-def read_log(out: Path) -> list[dict[str, Any]]:
-    """The run's lines so far, oldest first."""
-    path = out / LOG_FILE
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def steps_within(lines: list[dict[str, Any]], seconds: float) -> int:
@@ -59,14 +52,15 @@ def main() -> None:
         parser.error("the command needs --out")
     out, started = Path(args.command[args.command.index("--out") + 1]), time.monotonic()
     code = run(args.command, args.probe, ENDLESS)
-    lines = read_log(out)
+    lines = list(read_log(out))
     if code != STOPPED or not lines:
         sys.exit(f"no line was logged in {args.probe:g} seconds" if code == STOPPED else code)
     left = args.seconds - (time.monotonic() - started)
     steps = steps_within(lines, left - RESTART)
     print(f"{lines[-1]['videos_per_s']:.0f} videos/s: {steps} steps in {args.seconds:g} seconds", flush=True)
     code = run(args.command, left - 3, steps)
-    for line in read_log(out)[:: max(1, len(read_log(out)) // 12)]:
+    lines = list(read_log(out))
+    for line in lines[:: max(1, len(lines) // 12)]:
         levels = "  ".join(f"{name} {value:.4f}" for name, value in line["loss_levels"].items())
         print(f"step {line['step']:7d}  {levels}  {line['videos_per_s']:.0f} videos/s", flush=True)
     sys.exit(code)
