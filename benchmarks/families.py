@@ -72,6 +72,7 @@ def preset(arm: str, size: int, *, toy: bool) -> tuple[str, list[str]]:
     quarter, tiny = size // 4, TOY[arm] if toy else []
     if arm == "hpdm":
         video = [f"model.video=[{FRAMES},{size},{size}]", f"model.patch=[4,{quarter},{quarter}]"]
+        video.append(f"model.token=[1,{max(1, size // 32)},{max(1, size // 32)}]")  # 256 a patch
         narrow = ["model.token_dim=256", "model.latent_dim=256", "model.num_latents=128", "model.latent_layers=1"]
         return "ucf101-mini", [*video, *narrow, *tiny]
     if arm == "pvdm":
@@ -106,8 +107,10 @@ def arm_config(arm: str, size: int, steps: list[int], args: argparse.Namespace, 
         f"train.batch_size={batch}",
         f"train.micro_batch={micro}",
         "train.compile=false",
+        "train.cuda_graph=auto",
         f"train.seed={args.seed}",
     ]
+    # Compiling would take longer than training; a CUDA graph, for the phases whose steps are alike, saves the launches.
     # Products in bf16 are slow on a CPU.
     own = [f"data.workers={0 if args.toy else args.workers}", *(["train.precision=fp32"] if args.toy else [])]
     return load_run_config(name, [*changes, *phase_steps(arm, steps), *shared, *own, *more])

@@ -35,7 +35,7 @@ BASE = ("model.video=[4,16,16]", "model.levels_per_block=[1,1,1,1,1,1]", "data.f
 
 def config_of(seed: int, steps: int, every: int, *more: str) -> RunConfig:
     """The ablation's small HPDM, trained for `steps`."""
-    here = () if DEVICE == "cuda" else ("train.compile=false", "train.precision=fp32")
+    here = () if DEVICE == "cuda" else ("train.precision=fp32",)
     length = (f"train.max_steps={steps}", f"train.checkpoint_every_steps={every}", f"train.seed={seed}")
     return load_run_config("ucf101-mini", (*SIZE, *length, "train.keep_checkpoints=3", *here, *more))
 

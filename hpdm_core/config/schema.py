@@ -138,11 +138,16 @@ class DataSection(Section):
 
 
 class OptimizerSection(Section):
-    """Optimiser and learning-rate schedule. Warm-up is linear; `cosine` decays to `final_lr_fraction`."""
+    """Optimiser and learning-rate schedule. Warm-up is linear; `cosine` decays to `final_lr_fraction`.
 
-    name: Literal["lamb", "adamw"] = "lamb"
+    name: `muon` is for weight matrices, and leaves all other parameters to AdamW with the same rate and decay.
+    betas, eps: of LAMB and AdamW. momentum: of Muon's matrices.
+    """
+
+    name: Literal["lamb", "adamw", "muon"] = "lamb"
     lr: Positive = 5.0e-3
     betas: tuple[float, float] = (0.9, 0.99)
+    momentum: Fraction = 0.95
     eps: Positive = 1.0e-6
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     clip_norm: Positive | None = 1.0

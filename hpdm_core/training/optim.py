@@ -14,6 +14,7 @@ from hpdm_core.config.schema import OptimizerSection
 from hpdm_core.errors import ConfigError
 from hpdm_core.families.base import Family, Role
 from hpdm_core.training.lamb import Lamb, zero_moments
+from hpdm_core.training.muon import Muon
 
 
 def learning_rate(section: OptimizerSection, step: int, total_steps: int) -> float:
@@ -61,7 +62,12 @@ def undecayed_names(family: Family) -> set[str]:
 
 
 def build_optimizer(params: Mapping[str, nn.Parameter], undecayed: set[str], section: OptimizerSection) -> Optimizer:
-    """The optimiser named by `section`, its state allocated so that a checkpoint can be read into it."""
+    """The optimiser named by `section`, its state allocated so that a checkpoint can be read into it.
+
+    Raises ConfigError for Muon on sharded weights: it needs whole matrices.
+    """
+    if section.name == "muon":
+        return _muon(params, undecayed, section)
     decayed = [p for name, p in params.items() if name not in undecayed]
     plain = [p for name, p in params.items() if name in undecayed]
     groups = [
@@ -77,6 +83,28 @@ def build_optimizer(params: Mapping[str, nn.Parameter], undecayed: set[str], sec
         # `capturable` only promises not to read the device: a CUDA graph of the step asks for the promise.
         optimizer = AdamW(groups, lr=section.lr, betas=section.betas, eps=section.eps, fused=True, capturable=True)
     for param in params.values():
+        optimizer.state[param].update(zero_moments(param))
+    return optimizer
+
+
+def _muon(params: Mapping[str, nn.Parameter], undecayed: set[str], section: OptimizerSection) -> Optimizer:
+    """Muon for the matrices that decay, AdamW for all else."""
+    if any(isinstance(p, DTensor) for p in params.values()):
+        raise ConfigError(
+            "train.optimizer.name=muon needs whole weight matrices, and train.parallel=fsdp shards them",
+            hint="set train.parallel=ddp, or train.optimizer.name=lamb",
+        )
+    matrices = [p for name, p in params.items() if name not in undecayed and p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    others = [(name, p) for name, p in params.items() if id(p) not in chosen]
+    groups = [
+        {"params": matrices, "weight_decay": section.weight_decay, "matrix": True},
+        {"params": [p for name, p in others if name not in undecayed], "weight_decay": section.weight_decay},
+        {"params": [p for name, p in others if name in undecayed], "weight_decay": 0.0},
+    ]
+    groups = [{"matrix": False, **g} for g in groups if g["params"]]
+    optimizer = Muon(groups, lr=section.lr, momentum=section.momentum, betas=section.betas, eps=section.eps)
+    for _, param in others:
         optimizer.state[param].update(zero_moments(param))
     return optimizer
 

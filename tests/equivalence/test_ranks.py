@@ -56,7 +56,7 @@ def assert_same_run(one, other, step=6):
 @pytest.fixture(scope="module")
 def whole_batch(tmp_path_factory):
     runs = {}
-    for name in ("adamw", "lamb"):
+    for name in ("adamw", "lamb", "muon"):
         run = tmp_path_factory.mktemp(name) / "run"
         config = toy_config(max_steps=6, batch_size=8, optimizer={"name": name})
         fit(config, ToySource(), run, device="cpu")
@@ -73,7 +73,7 @@ def test_accumulated_micro_batches_equal_the_whole_batch(tmp_path, whole_batch, 
 
 @pytest.mark.parametrize(
     ("ranks", "optimizer", "parallel", "micro"),
-    [(2, "adamw", "ddp", 2), (4, "adamw", "ddp", 1), (4, "lamb", "fsdp", 2)],
+    [(2, "adamw", "ddp", 2), (4, "adamw", "ddp", 1), (2, "muon", "ddp", 2), (4, "lamb", "fsdp", 2)],
 )
 def test_many_ranks_equal_one(tmp_path, whole_batch, ranks, optimizer, parallel, micro):
     options = [
@@ -86,6 +86,12 @@ def test_many_ranks_equal_one(tmp_path, whole_batch, ranks, optimizer, parallel,
     codes, errors = launch(tmp_path / "run", ranks, *options)
     assert codes == [0] * ranks, errors
     assert_same_run(whole_batch[optimizer], tmp_path / "run")
+
+
+def test_muon_refuses_sharded_weights(tmp_path):
+    codes, errors = launch(tmp_path / "run", 2, 'parallel="fsdp"', 'optimizer={"name": "muon"}')
+    assert codes == [2, 2]
+    assert "needs whole weight matrices" in errors[0]
 
 
 def test_a_sharded_run_continues_on_another_number_of_ranks(tmp_path, whole_batch):

@@ -155,6 +155,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(tmp_path):
     "settings",
     [
         {"optimizer": {"name": "lamb"}},
+        {"optimizer": {"name": "muon"}},
         {"ema": {"kind": "half_life", "half_life_videos": 20.0, "every_steps": 3}},
         {"ema": {"kind": "none"}},
         {"model": {"adversarial": True}},
@@ -164,7 +165,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(tmp_path):
         {"max_videos": 70},
         {"precision": "bf16", "activation_checkpointing": True},
     ],
-    ids=["lamb", "half-life", "no-ema", "roles", "phases", "sparse-log", "grad-share", "max-videos", "bf16"],
+    ids=["lamb", "muon", "half-life", "no-ema", "roles", "phases", "sparse-log", "grad-share", "max-videos", "bf16"],
 )
 def test_every_kind_of_run_resumes_exactly(tmp_path, settings):
     settings = {"max_steps": 20, "checkpoint_every_steps": 8, **settings}

@@ -96,7 +96,7 @@ def accept(family, phase=None, *, world=GPU, rows=4):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb", "muon"])
 def test_replayed_steps_are_launched_ones(tmp_path, optimizer):
     logs = []
     for replayed in (False, True):

@@ -1,5 +1,6 @@
-"""Learning rates, decay groups, and LAMB against timm's."""
+"""Learning rates, decay groups, LAMB against timm's and Muon against torch's."""
 
+import copy
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from hpdm_core.config.schema import OptimizerSection
 from hpdm_core.errors import ConfigError
 from hpdm_core.families.base import Role
 from hpdm_core.training.lamb import Lamb
+from hpdm_core.training.muon import Muon, orthogonal
 from hpdm_core.training.optim import (
     RoleOptimizer,
     build_optimizer,
@@ -48,7 +50,7 @@ def test_vectors_embeddings_and_tagged_parameters_do_not_decay():
     assert "net.blocks.1.fc.weight" not in spared
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
 def test_decay_reaches_only_the_others(name):
     """With zero gradients a step is the decay alone."""
     family = ToyFamily(ToyModel())
@@ -118,7 +120,7 @@ def test_lamb_moves_a_matrix_in_proportion_to_its_norm():
         assert (p - before).norm().item() == pytest.approx(0.01 * before.norm().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
 def test_found_inf_makes_a_step_a_no_op(name):
     """Weights, moments and step counts stay bit for bit, and the next step is as if nothing had been."""
     section = OptimizerSection(name=name, lr=0.1, weight_decay=0.3)
@@ -140,8 +142,59 @@ def test_found_inf_makes_a_step_a_no_op(name):
             optimizer.grad_scale, optimizer.found_inf = None, torch.tensor(0.0)
             optimizer.step()
         finals.append({k: p.detach().clone() for k, p in params.items()})
-        assert all(s["step"].item() == 3 for s in optimizer.state.values())
+        assert all(s["step"].item() == 3 for s in optimizer.state.values() if "step" in s)
     assert all(torch.equal(finals[0][k], finals[1][k]) for k in finals[0])
+
+
+def test_orthogonal_matrices_have_singular_values_near_one():
+    """Of tall, wide and square matrices, whatever their scale; a matrix of zeros stays."""
+    generator = torch.Generator().manual_seed(0)
+    for shape, scale in (((4, 24, 8), 1e-3), ((4, 8, 24), 1e3), ((2, 16, 16), 1.0)):
+        values = torch.linalg.svdvals(orthogonal(scale * torch.randn(shape, generator=generator)))
+        assert values.max() < 1.3
+        assert values.median() > 0.65
+    assert not orthogonal(torch.zeros(2, 3, 5)).any()
+
+
+def test_muon_matches_torch():
+    """Six steps of tall, wide and square matrices; torch's products are in bf16, which bounds the agreement."""
+    torch.manual_seed(0)
+    start = [torch.randn(24, 8), torch.randn(24, 8), torch.randn(8, 24), torch.randn(16, 16)]
+    ours, theirs = ([nn.Parameter(t.clone()) for t in start] for _ in range(2))
+    a = Muon(ours, lr=0.1, momentum=0.9, weight_decay=0.02)
+    b = torch.optim.Muon(theirs, lr=0.1, momentum=0.9, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+    for _ in range(6):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        a.step()
+        b.step()
+    for p, q, t in zip(ours, theirs, start, strict=True):
+        moved = (q - t).norm()
+        assert moved > 0.1
+        assert (p - q).norm() < 0.02 * moved
+
+
+def test_muon_gives_matrices_orthogonal_steps_and_the_rest_adams():
+    """Embeddings and biases go as with AdamW; two matrices of a shape do not see each other."""
+    family = ToyFamily(ToyModel())
+    roles = {
+        name: RoleOptimizer(copy.deepcopy(family), Role("net", ("net",)), OptimizerSection(name=name, clip_norm=None))
+        for name in ("adamw", "muon")
+    }
+    for role in roles.values():
+        for i, p in enumerate(role.params.values()):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
+        role.step(0.1, torch.tensor(1.0), torch.tensor(0.0))
+    spared, sizes = undecayed_names(family), {}
+    for key, p in roles["muon"].params.items():
+        if key in spared:
+            torch.testing.assert_close(p, roles["adamw"].params[key])
+        else:
+            step = (p - family.get_parameter(key) * (1 - 0.1 * 0.01)).detach()
+            sizes[key] = torch.linalg.svdvals(step / (0.1 * 0.2 * max(p.shape) ** 0.5))
+    assert sizes
+    assert all(0.4 < values.median() < 1.3 for values in sizes.values())
 
 
 def test_gradients_are_clipped_once_to_the_global_norm():
