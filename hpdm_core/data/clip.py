@@ -6,7 +6,8 @@ import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import add
 from pathlib import Path
 from typing import BinaryIO
 
@@ -73,6 +74,16 @@ def prepare_clip(job: ClipJob) -> ClipResult:
     return _prepare_video(job)
 
 
+def prepare_clips(job: ClipJob, *more: SourceClip) -> list[ClipResult]:
+    """Append the clip of `job` and then `more`, each behind the one before. Raises what `prepare_clip` does."""
+    results = [prepare_clip(job)]
+    for clip in more:
+        lengths = map(sum, results[-1].frame_bytes)
+        job = replace(job, clip=clip, offsets=tuple(map(add, job.offsets, lengths)))
+        results.append(prepare_clip(job))
+    return results
+
+
 def _prepare_video(job: ClipJob) -> ClipResult:
     path = job.clip.paths[0]
     sink, decoded = decode_into(
@@ -114,7 +125,7 @@ def _prepare_synthetic(job: ClipJob) -> ClipResult:
     return sink.result(
         fps=info.fps,
         captions=info.captions,
-        sha256=hashlib.sha256(video.tobytes()).hexdigest(),
+        sha256=hashlib.sha256(np.ascontiguousarray(video).data).hexdigest(),
         decoder="synthetic",
         notes=[],
     )

@@ -13,16 +13,17 @@ import os
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 from hpdm_core.data.backends import CHILD_ENVIRONMENT, available_backends
 from hpdm_core.data.claim import claimed, store_plan
-from hpdm_core.data.clip import Recipe, prepare_clip
+from hpdm_core.data.clip import Recipe, prepare_clips
 from hpdm_core.data.disk import writing_to
 from hpdm_core.data.isolate import ChildDied, DeadlineExceeded, IsolatedWorker, Worker, WorkerLost
 from hpdm_core.data.resume import RETRIED, standing_record
@@ -53,7 +54,8 @@ ATTEMPTS = 4
 class PrepareOptions:
     """How to run. Nothing here changes the bytes of the store.
 
-    `max_bad` clips may fail: an int is a number, a float a share of all. `deadline` is seconds per clip.
+    `max_bad` clips may fail: an int is a number, a float a share of all. `deadline` is seconds per clip;
+    procedural clips, which no decoder can hang, are made a shard at a time and share theirs.
     `workers: None` (or 0) takes all cores: of this machine, or under engine "ray" of the cluster.
     """
 
@@ -232,28 +234,35 @@ class _Work:
             children.put(child)
 
     def _fill_shard(self, builder: ShardBuilder, clips: tuple[SourceClip, ...], child: Worker) -> None:
-        for clip in clips:
+        for together in _batches(clips):
             if self._stopping.is_set():
                 return
-            self._make_clip(builder, clip, child)
+            self._make_clips(builder, together, child)
         if self._stopping.is_set():  # the last clip may have died with its child: no record without it
             return
         with writing_to(self._out):
             builder.finish()
 
-    def _make_clip(self, builder: ShardBuilder, clip: SourceClip, child: Worker) -> None:
+    def _make_clips(self, builder: ShardBuilder, clips: Sequence[SourceClip], child: Worker) -> None:
+        first, *more = clips
         try:
-            result = child.call(prepare_clip, self._deadline, builder.job(clip))
+            results = child.call(prepare_clips, self._deadline * len(clips), builder.job(first), *more)
         except WorkerLost:
             raise
         except Exception as error:  # what one file sets off, in any decoder, costs that file and not the run
             if self._stopping.is_set():  # its child was killed, which says nothing of the clip
                 return
-            problem = self._problem(clip, error)
+            if more:  # one by one they tell whose error it is
+                for clip in clips:
+                    self._make_clips(builder, (clip,), child)
+                return
+            self._refuse(builder, first, self._problem(first, error))
         else:
-            builder.add(clip, result, None if clip.label is None else self._labels[clip.label])
-            self._count(kept=1, frames=result.num_frames)
-            return
+            for clip, result in zip(clips, results, strict=True):
+                builder.add(clip, result, None if clip.label is None else self._labels[clip.label])
+            self._count(kept=len(results), frames=sum(result.num_frames for result in results))
+
+    def _refuse(self, builder: ShardBuilder, clip: SourceClip, problem: Problem) -> None:
         logger.info("%s: %s: %s", problem.path, problem.reason, problem.detail)
         builder.refuse(clip, problem)
         self._count(bad=1)
@@ -282,6 +291,18 @@ class _Work:
             self._report(Progress(done, self._total, self._kept, self._bad, self._frames, self._resumed))
 
 
+def _batches(clips: Sequence[SourceClip]) -> Iterator[Sequence[SourceClip]]:
+    """What one call of a child makes: a file that may hang, alone; procedural clips, which cannot, together.
+
+    Calls all pass through this one process: with many children, it would keep them waiting for their next small clip.
+    """
+    for procedural, group in groupby(clips, key=lambda clip: clip.synthetic is not None):
+        if procedural:
+            yield tuple(group)
+        else:
+            yield from ((clip,) for clip in group)
+
+
 @contextmanager
 def _crew(options: PrepareOptions, most: int) -> Iterator[list[Worker]]:
     """The workers that make clips, `most` at most."""
@@ -292,7 +313,7 @@ def _crew(options: PrepareOptions, most: int) -> Iterator[list[Worker]]:
             yield crew
         return
     number = min(options.workers or available_cores(), most)
-    yield [IsolatedWorker(CHILD_ENVIRONMENT, prepare_clip.__module__) for _ in range(number)]
+    yield [IsolatedWorker(CHILD_ENVIRONMENT, prepare_clips.__module__) for _ in range(number)]
 
 
 def available_cores() -> int:

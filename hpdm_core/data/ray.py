@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 from hpdm_core.data.backends import CHILD_ENVIRONMENT
-from hpdm_core.data.clip import prepare_clip
+from hpdm_core.data.clip import prepare_clips
 from hpdm_core.data.isolate import IsolatedWorker, Worker, WorkerLost
 from hpdm_core.errors import EnvironmentProblem
 
@@ -106,7 +106,7 @@ class _Remote:
     """What runs in the worker process. Errors are returned: Ray would raise them as classes of its own."""
 
     def __init__(self) -> None:
-        self._child = IsolatedWorker(CHILD_ENVIRONMENT, prepare_clip.__module__)
+        self._child = IsolatedWorker(CHILD_ENVIRONMENT, prepare_clips.__module__)
 
     def process_id(self) -> int:
         return os.getpid()

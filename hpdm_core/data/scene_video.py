@@ -9,12 +9,12 @@ sliding star is painted once a clip.
 
 Lengths are in units of the shorter frame side unless a name says pixels. Times are frames of the NOMINAL_FRAMES
 in which a motion is complete; what has arrived by then waits.
-Shapes: T frames, N objects, H W pixels, S side of a stamp.
+Shapes: T frames, N objects, H W pixels, C = 3 channels, S side of a stamp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -65,9 +65,13 @@ def render_scene(scene: Scene, seed: int, index: int, frames: int, size: tuple[i
     course = _course(scene, rng, times, radius, extent, np.maximum(extent / 2 - half - _MARGIN, 0))
     video = _backgrounds(scene, rng, times, size)
     stamps = _Stamps(scene, min(size))
-    for frame, centre, angle, reach in zip(video, course.centres, course.angles, course.radii, strict=True):
-        for offset in offsets_N2:
-            stamps.press(frame, np.round((centre + offset) * GRID) / GRID, angle, reach)
+    pixels_TN2 = np.round((course.centres[:, None] + offsets_N2) * GRID) / GRID * min(size)
+    corners_TN2 = np.floor(pixels_TN2 + 1e-6).astype(int)
+    rests_TN2 = np.round(pixels_TN2 - corners_TN2, 4)
+    looks = zip(course.angles.tolist(), course.radii.tolist(), strict=True)
+    for frame, corners, rests, look in zip(video, corners_TN2.tolist(), rests_TN2.tolist(), looks, strict=True):
+        for corner, rest in zip(corners, rests, strict=True):
+            stamps.press(frame, corner, (*rest, *look))
     return video
 
 
@@ -150,36 +154,37 @@ class _Stamps:
         self._scene, self._unit = scene, unit
         self._painted = cache(self._paint)
 
-    def press(self, frame: Array, centre: Array, angle: float, radius: float) -> None:
-        """Blend the object into `frame`, uint8 `[H, W, 3]`, in place."""
-        pixels = centre * self._unit
-        corner = np.floor(pixels + 1e-6).astype(int)
-        keep, add, half = self._painted(*np.round(pixels - corner, 4).tolist(), float(angle), float(radius))
-        top, left = np.maximum(corner - half, 0)
-        bottom, right = np.minimum(corner + half, frame.shape[:2])
-        first = half - corner
-        crop = np.s_[top + first[0] : bottom + first[0], left + first[1] : right + first[1]]
-        box = frame[top:bottom, left:right]
-        box[:] = box * keep[crop] + add[crop]
+    def press(self, frame: Array, corner: Sequence[int], look: tuple[float, float, float, float]) -> None:
+        """Blend the object into `frame`, uint8 `[H, W, 3]`, in place.
 
-    def _paint(self, rest_y: float, rest_x: float, angle: float, radius: float) -> tuple[Array, Array, int]:
-        """What is kept of the picture `[S, S, 1]`, what is added to it `[S, S, 3]` in 0..255, and S / 2."""
+        Its centre is `corner`, the (y, x) of a pixel, and the first two of `look`, parts of one; then angle and radius.
+        """
+        keep, add = self._painted(*look)
+        half = len(keep) // 2
+        first_y, first_x = corner[0] - half, corner[1] - half
+        rows = slice(max(first_y, 0), min(first_y + 2 * half, frame.shape[0]))
+        columns = slice(max(first_x, 0), min(first_x + 2 * half, frame.shape[1]))
+        crop = np.s_[rows.start - first_y : rows.stop - first_y, columns.start - first_x : columns.stop - first_x]
+        box = frame[rows, columns]
+        mixed = box * keep[crop]
+        mixed += add[crop]
+        box[:] = mixed
+
+    def _paint(self, rest_y: float, rest_x: float, angle: float, radius: float) -> tuple[Array, Array]:
+        """What is kept of the picture and what is added to it in 0..255, both `[S, S, 3]`: equal shapes mix fast."""
         outline = radius * _RELATIVE_RADIUS[self._scene.shape]
         half = int(np.ceil((_BOUND * radius + max(_SHADOW_SHIFT) + _SHADOW_BLUR / 2) * self._unit)) + 1
         along = np.arange(-half, half, dtype=np.float32) + np.float32(0.5)
         y, x = ((along - rest_y) / self._unit)[:, None], ((along - rest_x) / self._unit)[None, :]
-
-        def distance(dy: float, dx: float) -> Array:
-            return outline_distance(self._scene.shape, outline, y - np.float32(dy), x - np.float32(dx), angle)
-
-        coverage = np.clip(0.5 - distance(0, 0) * self._unit, 0, 1)
-        shadow = np.clip(0.5 - distance(*_SHADOW_SHIFT) / _SHADOW_BLUR, 0, 1)
+        dy, dx = np.array([(0, 0), _SHADOW_SHIFT], dtype=np.float32).T[..., None, None]
+        object_distance, shadow_distance = outline_distance(self._scene.shape, outline, y - dy, x - dx, angle)
+        coverage = np.clip(0.5 - object_distance * self._unit, 0, 1)
+        shadow = np.clip(0.5 - shadow_distance / _SHADOW_BLUR, 0, 1)
         keep = (1 - _SHADOW * shadow) * (1 - coverage)
         light = (1 - 0.1 * (y + x) / radius) * (1 - _DARKNESS * _pattern(self._scene.texture, y, x, angle, self._unit))
-        colour = np.array(COLOURS[self._scene.colour], dtype=np.float32)
-        surface = np.minimum(light[..., None] * colour, 1)
-        add = 255 * coverage[..., None] * surface + np.float32(0.5)  # rounds, as uint8 cuts
-        return keep[..., None].astype(np.float32), add.astype(np.float32), half
+        colour_C11 = np.array(COLOURS[self._scene.colour], dtype=np.float32)[:, None, None]
+        add_CSS = 255 * coverage * np.minimum(light * colour_C11, 1) + 0.5  # rounds, as uint8 cuts
+        return np.repeat(keep[..., None], 3, axis=-1), np.ascontiguousarray(np.moveaxis(add_CSS, 0, -1))
 
 
 def _pattern(texture: str, y: Array, x: Array, angle: float, unit: int) -> Array:
@@ -188,8 +193,13 @@ def _pattern(texture: str, y: Array, x: Array, angle: float, unit: int) -> Array
         return np.zeros_like(y * x)
     v, u = rotate(y, x, angle)
     k = np.float32(2 * np.pi / TEXTURE_PERIOD)
-    visible = float(np.sinc(1 / (unit * TEXTURE_PERIOD)))  # a sine's amplitude, averaged over a pixel
-    return 0.5 + 0.5 * max(visible, 0.0) * np.clip(_WAVES[texture](k * v, k * u) * unit / float(k), -1, 1)
+    return 0.5 + 0.5 * _visible(unit) * np.clip(_WAVES[texture](k * v, k * u) * unit / float(k), -1, 1)
+
+
+@cache
+def _visible(unit: int) -> float:
+    """The amplitude of a sine of the period of textures, averaged over a pixel."""
+    return max(float(np.sinc(1 / (unit * TEXTURE_PERIOD))), 0.0)
 
 
 _WAVES: dict[str, Callable[[Array, Array], Array]] = {

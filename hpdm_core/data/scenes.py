@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -104,22 +104,24 @@ def draw_scene(seed: int, index: int, given: Mapping[str, Any] | None = None) ->
     draws = iter(numpy_stream(seed, "synthetic/scenes", index).random(9))
     shape = _pick(draws, SHAPES)
     motion, direction = _pick(draws, motions_of(shape))
-    scene = Scene(
-        count=_pick(draws, tuple(COUNTS), _COUNT_SHARES),
-        size=_pick(draws, SIZES),
-        texture=_pick(draws, TEXTURES, _TEXTURE_SHARES),
-        colour=_pick(draws, tuple(COLOURS)),
-        shape=shape,
-        motion=motion,
-        direction=direction,
-        background=_pick(draws, BACKGROUNDS),
-        background_colour=_pick(draws, tuple(BACKGROUND_COLOURS)),
-        camera=_pick(draws, CAMERAS, _CAMERA_SHARES),
-    )
-    scene = replace(scene, **(given or {}))
-    if scene.motion in ("grow", "shrink"):
-        return replace(scene, size="")
-    return replace(scene, size="small") if scene.count == 3 else scene
+    facts = {
+        "count": _pick(draws, tuple(COUNTS), _COUNT_SHARES),
+        "size": _pick(draws, SIZES),
+        "texture": _pick(draws, TEXTURES, _TEXTURE_SHARES),
+        "colour": _pick(draws, tuple(COLOURS)),
+        "shape": shape,
+        "motion": motion,
+        "direction": direction,
+        "background": _pick(draws, BACKGROUNDS),
+        "background_colour": _pick(draws, tuple(BACKGROUND_COLOURS)),
+        "camera": _pick(draws, CAMERAS, _CAMERA_SHARES),
+        **(given or {}),
+    }
+    if facts["motion"] in ("grow", "shrink"):
+        facts["size"] = ""
+    elif facts["count"] == 3:
+        facts["size"] = "small"
+    return Scene(**facts)
 
 
 def _pick(draws: Iterator[float], choices: tuple[Any, ...], shares: tuple[float, ...] | None = None) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from typing import Literal
 
@@ -112,13 +113,16 @@ def classes_of(style: Style) -> tuple[str, ...]:
 
 def label_of(seed: int, index: int, style: Style) -> int:
     """The class of clip `index`, without painting it."""
-    return SHAPES.index(draw_scene(seed, index).shape) if style == "scenes" else index % len(CLASSES)
+    return SHAPES.index(_scene(seed, index).shape) if style == "scenes" else index % len(CLASSES)
+
+
+_scene = lru_cache(maxsize=1)(draw_scene)  # a scan asks for its split, and then for its label
 
 
 def scene_indices(seed: int, split: Literal["train", "test", "all"]) -> Iterator[int]:
     """Indices of the clips of the style `scenes`, without end: those of training, of held-out pairs alone, or all."""
     for index in count():
-        if split == "all" or is_held_out(draw_scene(seed, index)) == (split == "test"):
+        if split == "all" or is_held_out(_scene(seed, index)) == (split == "test"):
             yield index
 
 
@@ -143,7 +147,7 @@ def render_clip(
 def _render_scene_clip(
     seed: int, index: int, frames: int, size: tuple[int, int], frame_step: int
 ) -> tuple[Array, SyntheticInfo]:
-    scene = draw_scene(seed, index)
+    scene = _scene(seed, index)
     video = render_scene(scene, seed, index, frames, size, frame_step)
     info = SyntheticInfo(SHAPES.index(scene.shape), captions_of(scene, seed, index), FPS / frame_step, scene)
     return video, info

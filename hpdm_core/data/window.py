@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # preparing a store reads windows and should not pay for torch
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -324,6 +325,20 @@ def test_hanging_and_crashing_decoders_are_survived(tmp_path: Path) -> None:
     assert [q["reason"] for q in quarantine] == ["timeout", "crashed"]
 
 
+def test_a_procedural_clip_that_fails_costs_itself(tmp_path: Path) -> None:
+    """Those of a shard are made in one call, and one by one where that fails."""
+    scan = scan_source(SourceOptions(kind="synthetic", style="scenes", num_clips=4, num_frames=3))
+    clips = list(scan.clips)
+    assert clips[1].synthetic is not None
+    clips[1] = replace(clips[1], synthetic=replace(clips[1].synthetic, frames=0))
+    options = PrepareOptions(max_bad=1, workers=1)
+    summary = prepare_store(replace(scan, clips=tuple(clips)), tmp_path / "store", RECIPE, options)
+    assert (summary.num_clips, summary.reasons) == (3, {"decode-error": 1})
+    store = VideoStore.open(tmp_path / "store")
+    for number, index in enumerate((0, 2, 3)):
+        assert np.array_equal(store.read_frames(number), render_clip(0, index, 3, (32, 32), "scenes")[0])
+
+
 def test_a_full_disk_is_no_corrupt_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: prepare.ShardBuilder) -> None:
         raise OSError(28, "No space left on device")
@@ -377,7 +392,8 @@ def test_broken_frames_are_quarantined(tmp_path: Path) -> None:
     assert [(q["path"], q["reason"]) for q in quarantine] == [("bad", "not-an-image"), ("cut", "truncated")]
 
 
-def test_decoding_processes_do_not_load_torch() -> None:
-    """They are started anew after every hang, and there is one per core."""
-    program = "import sys, hpdm_core.data.clip; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["clip", "prepare"])
+def test_preparing_does_not_load_torch(module: str) -> None:
+    """It would take longer than preparing a small store; and a decoding process is started anew after every hang."""
+    program = f"import sys, hpdm_core.data.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=False).returncode == 0
