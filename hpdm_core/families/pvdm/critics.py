@@ -3,9 +3,9 @@
 A critic is a stack of strided convolutions that scores overlapping patches. It returns the output of
 every stage, because the autoencoder is also asked to match the features of real video.
 
-Batch norm uses the statistics of the micro-batch at hand and keeps none: critics are never evaluated,
-and ranks need nothing of each other. Critics run in fp32 under any precision: they cost little beside
-the autoencoder, and 3-D convolutions in bf16 have given non-finite gradients on CPUs.
+Batch norm uses the statistics of the micro-batch at hand, over all ranks, and keeps none: critics are never
+evaluated. Critics run in fp32 under any precision: they cost little beside the autoencoder, and 3-D convolutions
+in bf16 have given non-finite gradients on CPUs.
 
 Shapes: B batch, C channels, T H W frames and pixels.
 """
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpdm_core.families.pvdm.config import CriticSection
+from hpdm_core.nn.batch_norm import BatchNorm
 
 KERNEL, PADDING = 4, 2
 MAX_WIDTH = 512
@@ -33,14 +34,13 @@ class PatchCritic(nn.Module):
     def __init__(self, section: CriticSection, *, clips: bool) -> None:
         super().__init__()
         conv = nn.Conv3d if clips else nn.Conv2d
-        norm = nn.BatchNorm3d if clips else nn.BatchNorm2d
         widths = [min(section.width * 2**i, MAX_WIDTH) for i in range(section.layers + 1)]
         stages = [nn.Sequential(conv(3, widths[0], KERNEL, 2, PADDING), nn.LeakyReLU(0.2))]
         for i in range(section.layers):
             stride = 2 if i + 1 < section.layers else 1
             layer = conv(widths[i], widths[i + 1], KERNEL, stride, PADDING)
             act = nn.LeakyReLU(0.2)
-            stages.append(nn.Sequential(layer, norm(widths[i + 1], track_running_stats=False), act))
+            stages.append(nn.Sequential(layer, BatchNorm(widths[i + 1]), act))
         stages.append(nn.Sequential(conv(widths[-1], 1, KERNEL, 1, PADDING)))
         self.stages = nn.ModuleList(stages)
         self._init()
@@ -58,7 +58,7 @@ class PatchCritic(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Conv3d):
                 nn.init.normal_(layer.weight, 0.0, 0.02)
-            elif isinstance(layer, nn.BatchNorm2d | nn.BatchNorm3d):
+            elif isinstance(layer, BatchNorm):
                 nn.init.normal_(layer.weight, 1.0, 0.02)
 
 
