@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from hpdm_core.config.load import dump_config, parse_config, plain_config
 from hpdm_core.config.presets import list_presets, preset_description
 from hpdm_core.config.schema import RunConfig
+from hpdm_core.families import generate
 from hpdm_core.families.base import Family
 from hpdm_core.families.registry import build_family, family_sections, load_run_config
+from hpdm_core.families.settings import fast_options
+from hpdm_core.families.weights import LoadedModel, WeightsHeader
 from hpdm_core.sampling.stage import Request
 from hpdm_core.training.conditions import with_placeholders
 
@@ -66,3 +71,15 @@ def test_can_plan_training_and_sampling(preset: str) -> None:
     outline = family.outline(Request(seeds=(0,), labels=labels, prompts=prompts), config.sample)
     assert outline.frames >= 1
     assert all(stage.calls >= 1 for stage in outline.stages)
+
+
+def test_fast_takes_fewer_calls(preset: str) -> None:
+    config = load_run_config(preset)
+    model = LoadedModel(on_meta(config), with_placeholders(config), WeightsHeader({}), Path(preset), "")
+    slow, fast = (
+        generate.outline(model, frames=None, size=None, **options).stages for options in ({}, fast_options(model))
+    )
+    assert [stage.name for stage in fast] == [stage.name for stage in slow]
+    calls = [(a.tile_calls, b.tile_calls) for a, b in zip(fast, slow, strict=True)]
+    assert all(few <= many for few, many in calls)
+    assert sum(few for few, _ in calls) < sum(many for _, many in calls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from typer.testing import CliRunner, Result
 from hpdm_cli.app import app
 from hpdm_core import load_model, sample
 from hpdm_core.data.write import read_npz
+from hpdm_core.families.weights import save_weights
 from tests.support.toy import state_hash
 
 PROMPT, OTHER = "a blue circle sliding", "a large square orbiting"
@@ -105,8 +107,17 @@ def test_a_flag_of_another_family_is_refused_with_those_of_this_one(run: Path, f
     assert "it takes --steps, --solver, --guidance" in result.stderr
 
 
-def test_what_is_advised_instead_of_fast_works(run: Path) -> None:
-    words = ["sample", "--ckpt", str(run), "--dry-run"]
+def test_fast_takes_the_few_steps_of_the_preset(run: Path) -> None:
+    words = f"sample --ckpt {run} --dry-run"
+    assert "2 steps of dpmpp_2m" not in hpdm(words).stderr
+    assert "2 steps of dpmpp_2m" in hpdm(f"{words} --fast").stderr
+
+
+def test_what_is_advised_instead_of_fast_works(run: Path, tmp_path: Path) -> None:
+    trained, path = load_model(run), tmp_path / "plain.safetensors"
+    config = {**trained.header.config, "sample": {**trained.header.config["sample"], "fast": {}}}
+    save_weights(path, trained.family.state_dict(), replace(trained.header, config=config))
+    words = ["sample", "--ckpt", str(path), "--dry-run"]
     result = CliRunner().invoke(app, [*words, "--fast"])
     assert result.exit_code == 2
     hpdm([*words, *result.stderr.rpartition("for example ")[2].split()])
