@@ -3,11 +3,13 @@
     python -m benchmarks.sampling speed --preset ucf101-m --json results/sampling_speed.json
     python -m benchmarks.sampling quality --ckpt RUN --data STORE --json results/sampling_quality.json --table RUN_TABLE
 
-`speed` needs no weights: random ones take as long. It reports seconds per level (preparing fusion terms apart), ms per
-step, tiles per second and peak memory, for one video and for batches, beside a plain loop over tiles. `quality` samples
-a trained model at many settings and reports, by level, a Fréchet distance on random features (levels.py; comparable
-within the table only) and seam ratios, with network calls and the seconds of one video. `--table` also writes
-what `hpdm sample --budget` reads: put it beside the weights as sampling.json. Rows that a file holds are kept.
+`speed` needs no weights: random ones take as long. It takes a preset of any family and reports seconds per stage (what
+is prepared before each apart, such as fusion terms, and what follows the last, such as decoding), ms per step, network
+calls and peak memory, at the preset's steps and at those of `--fast`; for models that tile also batches, and beside a
+plain loop over tiles. `quality` samples a trained model that tiles at many settings and reports, by level, a Fréchet
+distance on random features (levels.py; comparable within the table only) and seam ratios, with network calls and the
+seconds of one video. `--table` also writes what `hpdm sample --budget` reads: put it beside the weights as
+sampling.json. Rows that a file holds are kept.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import itertools
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ import torch
 
 from benchmarks.machine import machine_facts, write_json
 from benchmarks.plain_tiles import plain_tiles
+from hpdm_core.conditioning.text import without_towers
+from hpdm_core.config.schema import SampleSection
 from hpdm_core.families.base import Family
 from hpdm_core.families.generate import outline, sample_options
 from hpdm_core.families.registry import build_family, load_run_config
@@ -36,7 +40,7 @@ from hpdm_core.metrics.seams import AXES, seam_ratio, tile_borders
 from hpdm_core.nn.devices import compile_units
 from hpdm_core.nn.precision import Bf16Products, autocast, matmul_precision
 from hpdm_core.sampling.engine import run_stage
-from hpdm_core.sampling.stage import Request
+from hpdm_core.training.conditions import one_video, with_placeholders
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,21 @@ class SpeedRow:
         return json.dumps(asdict(self), sort_keys=True)
 
 
-def speed_rows(fast: dict[str, Any]) -> list[SpeedRow]:
-    """What is fastest first, the paper's setting in every arithmetic after it, the plain loop last."""
+def speed_rows(sample: SampleSection) -> list[SpeedRow]:
+    """What is fastest first, then the preset's setting, in every arithmetic."""
+    fast = dict(sample.fast)
+    if "phases" in type(sample).model_fields:
+        return tiled_rows(fast or {"steps": [8, 4, 2], "phases": "alternate"})
+    return [
+        SpeedRow(name, mode, precision, options=options)
+        for precision in ("bf16", "tf32")
+        for mode in ("compiled", "eager")
+        for name, options in (("fast", fast), ("preset", {}))
+    ]
+
+
+def tiled_rows(fast: dict[str, Any]) -> list[SpeedRow]:
+    """The rows of models whose calls are on tiles, a plain loop over them last. `paper`: the preset's setting."""
     turns = {"phases": "alternate", "steps": [32, 16, 12, 8], "solver": ["dpmpp_2m", "euler"]}
     return [
         *(SpeedRow(name, "compiled", "bf16", options=o) for name, o in (("alternate", turns), ("fast", fast))),
@@ -76,36 +93,41 @@ def speed_rows(fast: dict[str, Any]) -> list[SpeedRow]:
 
 
 def measure_speed(row: SpeedRow, preset: str, device: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Run the setting once to warm up (one step a level), then once in full."""
-    config = load_run_config(preset, tuple(overrides))
+    """Run the setting once to warm up (two steps a stage), then once in full."""
+    config = with_placeholders(load_run_config(preset, tuple(overrides)))
     with torch.device(device):
         family = build_family(config).eval().requires_grad_(False)
+    without_towers(family)
     model = LoadedModel(family, config, WeightsHeader({}), Path("random"), "")
     if row.mode.startswith("compiled"):
         compile_units(family.compile_units())
-    changes = {"precision": row.precision, "graphs": "graphs" in row.mode, **row.options}
+    changes = {"precision": row.precision, **row.options, **({"graphs": True} if "graphs" in row.mode else {})}
     with contextlib.ExitStack() as stack:
         if row.mode == "plain":
             stack.enter_context(plain_tiles())
         stack.enter_context(Bf16Products(family.compile_units(), row.precision).held())  # type: ignore[arg-type]
-        for steps in ({"steps": [2, 2]}, {}):  # two steps meet both phases
+        for steps in ({"steps": [2]}, {}):  # two steps meet both phases
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            levels = timed_levels(model, row, device, {**changes, **steps})
-    total = sum(level["setup_s"] + level["seconds"] for level in levels)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
+            levels, finish = timed_levels(model, row, device, {**changes, **steps})
+    total = sum(level["setup_s"] + level["seconds"] for level in levels) + finish
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
     return {
-        **asdict(row), "key": row.key, "preset": preset, "levels": levels, "seconds": total,
+        **asdict(row), "key": row.key, "preset": preset, "levels": levels, "finish_s": finish, "seconds": total,
         "seconds_per_video": total / row.batch, "memory_gib": peak,
+        "calls": sum(level["tile_calls"] for level in levels) // row.batch,
     }  # fmt: skip
 
 
 @torch.no_grad()
-def timed_levels(model: LoadedModel, row: SpeedRow, device: str, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """Seconds of every level of one batch of videos, waiting for the device between levels only."""
+def timed_levels(
+    model: LoadedModel, row: SpeedRow, device: str, options: dict[str, Any]
+) -> tuple[list[dict[str, Any]], float]:
+    """Seconds of every stage of one batch of videos, and those after the last; waits for the device in between."""
     section, seeds = sample_options(model, options), tuple(range(row.batch))
-    classes = (0,) * row.batch if getattr(model.family, "labels", None) is not None else None
-    request = Request(seeds, classes, frames=row.frames, device=device)
+    one = one_video(model.config)
+    labels, prompts = (told and told * row.batch for told in (one.labels, one.prompts))
+    request = replace(one, seeds=seeds, labels=labels, prompts=prompts, frames=row.frames, device=device)
     stages = model.family.outline(request, section).stages
     levels = []
     with matmul_precision(section.precision), autocast(device, section.precision):
@@ -125,7 +147,7 @@ def timed_levels(model: LoadedModel, row: SpeedRow, device: str, options: dict[s
             started = now(device)
             with contextlib.suppress(StopIteration):
                 stage = plan.send(state)
-    return levels
+        return levels, now(device) - started
 
 
 def now(device: str) -> float:
@@ -141,9 +163,11 @@ def show_speed(result: dict[str, Any]) -> str:
         f"{level['name']} {level['setup_s']:.2f}+{level['seconds']:.2f}s ({level['step_ms']:.0f} ms, {level['tiles']}t)"
         for level in result["levels"]
     )
+    memory = "" if result["memory_gib"] is None else f"{result['memory_gib']:6.1f} GiB"
     return (
         f"{result['name']:16s} {result['mode']:16s} {result['precision']:5s} b{result['batch']:<2d} "
-        f"{result['seconds_per_video']:8.2f} s/video {result['memory_gib']:6.1f} GiB  {levels}"
+        f"{result['seconds_per_video']:8.2f} s/video {result['calls']:7,d} calls {memory}  {levels}  "
+        f"end {result['finish_s']:.2f}s"
     )
 
 
@@ -241,8 +265,7 @@ def kept_rows(path: Path | None) -> list[dict[str, Any]]:
 def run_speed(args: argparse.Namespace) -> None:
     """The table of times."""
     started, results = time.perf_counter(), kept_rows(args.json)
-    fast = load_run_config(args.preset, tuple(args.overrides)).sample.fast
-    rows = speed_rows(dict(fast) or {"steps": [8, 4, 2], "phases": "alternate"})
+    rows = speed_rows(load_run_config(args.preset, tuple(args.overrides)).sample)
     for row in (row for row in rows if row.mode in args.modes.split(",")):
         old = next((r for r in results if r["key"] == row.key), None)
         if old is None and time.perf_counter() - started > args.deadline:
@@ -284,7 +307,7 @@ def run_quality(args: argparse.Namespace) -> None:
             args.table.write_text(json.dumps(budget_table(model, results, args.num), indent=1) + "\n")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """`speed` or `quality`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -305,7 +328,7 @@ def main() -> None:
     quality.add_argument("--steps", default="64,32,16;32,16,8;16,8,4;8,4,2")
     quality.add_argument("--solvers", default="heun,euler;dpmpp_2m,euler;dpmpp_2m")
     quality.add_argument("--tilings", default="spatial;none;alternate;alternate smooth")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.run(args)
 
 

@@ -1,0 +1,88 @@
+"""The sampling benchmark's table of times, for models of every kind, at the size of tests."""
+
+import json
+import time
+
+import pytest
+
+from benchmarks.sampling import main, measure_speed, speed_rows
+from hpdm_core.families.pvdm.autoencoder import Decoder
+from hpdm_core.families.registry import load_run_config
+
+TOWER = (
+    "model.condition={kind: text, text: {mode: frozen, arch: ViT-B-32, quick_gelu: false, width: 8, pooled_width: 8, "
+    "context_length: 5}}",
+    "sample.guidance=[4.0]",
+)
+"""A model that reads a text tower, of which there are no weights."""
+
+
+def rows_of(preset, overrides=()):
+    return speed_rows(load_run_config(preset, overrides).sample)
+
+
+def eager(preset, name, overrides=()):
+    """The last eager row called `name`: in tf32 where there is one, since bf16 is slow on CPUs."""
+    return [row for row in rows_of(preset, overrides) if (row.name, row.mode) == (name, "eager")][-1]
+
+
+@pytest.mark.parametrize(
+    ("preset", "own", "stages", "changes"),
+    [
+        ("hpdm-smoke", "paper", ("level0", "level1", "level2"), ()),
+        ("pvdm-smoke", "preset", ("clip0",), ()),
+        ("mdm-smoke", "preset", ("joint",), ()),
+        ("mdm-smoke", "preset", ("joint",), TOWER),
+    ],
+)
+def test_a_video_is_timed_stage_by_stage_at_its_steps_and_at_few(preset, own, stages, changes):
+    slow, fast = (measure_speed(eager(preset, name, changes), preset, "cpu", changes) for name in (own, "fast"))
+    for result in (slow, fast):
+        assert tuple(level["name"] for level in result["levels"]) == stages
+        parts = [level["setup_s"] + level["seconds"] for level in result["levels"]]
+        assert all(part > 0 for part in parts)
+        assert result["seconds"] == pytest.approx(sum(parts) + result["finish_s"])
+        assert result["memory_gib"] is None
+        json.dumps(result, allow_nan=False)
+    config = load_run_config(preset, changes).sample
+    assert [level["steps"] for level in slow["levels"]] == list(config.steps[: len(stages)])
+    assert fast["calls"] < slow["calls"]
+
+
+def test_what_follows_the_last_stage_is_part_of_the_time(monkeypatch):
+    """A chained model decodes there: a slow decoder must show."""
+    decode = Decoder.forward
+
+    def slowly(self, *args):
+        time.sleep(0.2)
+        return decode(self, *args)
+
+    monkeypatch.setattr(Decoder, "forward", slowly)
+    result = measure_speed(eager("pvdm-smoke", "preset"), "pvdm-smoke", "cpu", ())
+    assert 0.2 < result["finish_s"] < result["seconds"]
+
+
+def test_models_that_do_not_tile_have_no_rows_of_tiles_and_graphs():
+    for preset in ("pvdm-ucf101-l", "mdm-ucf101", "mdm-text-256"):
+        rows = rows_of(preset)
+        assert {(row.name, row.mode, row.precision) for row in rows} == {
+            (name, mode, precision)
+            for name in ("fast", "preset")
+            for mode in ("compiled", "eager")
+            for precision in ("bf16", "tf32")
+        }
+        assert all(bool(row.options) == (row.name == "fast") for row in rows)
+    assert {row.mode for row in rows_of("ucf101-m")} == {"compiled+graphs", "compiled", "graphs", "eager", "plain"}
+
+
+def test_the_command_writes_its_table_and_keeps_the_rows_it_has(tmp_path, capsys):
+    path = tmp_path / "speed.json"
+    words = ["speed", "--preset", "pvdm-smoke", "--device", "cpu", "--modes", "eager", "--json", str(path)]
+    main(words)
+    table = json.loads(path.read_text())
+    assert [(row["name"], row["calls"]) for row in table["rows"]] == [("fast", 2), ("preset", 3)] * 2
+    printed = capsys.readouterr().out
+    assert printed.count("s/video") == 4
+    main([*words, "--deadline", "0"])
+    assert json.loads(path.read_text())["rows"] == table["rows"]
+    assert capsys.readouterr().out == printed
