@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from hpdm_core.errors import DataError
 
 Metadata = Mapping[str, Any]
 
-MP4_CRF = 16
+MP4_CRF = "16"
 METADATA_KEY = "hpdm"
 # What numpy, zipfile and Pillow raise for damaged files.
 _DAMAGE = (OSError, EOFError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error)
@@ -37,18 +38,17 @@ _PAPER, _INK = (18, 18, 20), (225, 225, 225)
 
 def write_mp4(path: Path, video_THWC: np.ndarray, fps: float, metadata: Metadata | None = None) -> None:
     """H.264 in yuv420p, which every player shows. Odd sides are made even by repeating the last row or column."""
-    from moviepy import ImageSequenceClip
+    import av
 
-    clip = ImageSequenceClip(list(_even(_checked(video_THWC))), fps=fps)
-    with _appearing(path) as partial:
-        clip.write_videofile(
-            str(partial),
-            codec="libx264",
-            audio=False,
-            logger=None,
-            pixel_format="yuv420p",
-            ffmpeg_params=["-crf", str(MP4_CRF), "-metadata", f"comment={_dump(metadata)}"],
-        )
+    video = _even(_checked(video_THWC))
+    with _appearing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+        container.metadata["comment"] = _dump(metadata)
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": MP4_CRF})
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for image in video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))  # what the encoder holds back
 
 
 def write_gif(path: Path, video_THWC: np.ndarray, fps: float, metadata: Metadata | None = None) -> None:

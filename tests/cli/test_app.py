@@ -65,7 +65,7 @@ def test_help_imports_no_command_and_nothing_heavy() -> None:
     assert result.returncode == 0
     modules = set(result.stderr.split())
     assert "hpdm_cli.app" in modules
-    heavy = {"torch", "numpy", "pydantic", "rich.console", "scipy", "decord", "av", "moviepy", "open_clip", "yaml"}
+    heavy = {"torch", "numpy", "pydantic", "rich.console", "scipy", "decord", "av", "open_clip", "yaml"}
     assert not heavy & modules
     assert not {m for m in modules if m.startswith("hpdm_cli.cmd_")}
 

@@ -47,6 +47,15 @@ def test_mp4_is_even_yuv420p_and_close(tmp_path: Path, size: tuple[int, int]) ->
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
+@pytest.mark.parametrize("frames", [1, 2, 16, 63, 64])
+def test_mp4_has_every_frame_at_every_rate(tmp_path: Path, frames: int) -> None:
+    for fps in (3.125, 8, 12, 24000 / 1001, 25, 29.97, 60):
+        write_mp4(tmp_path / "a.mp4", sample_video(frames=frames, size=(16, 16)), fps)
+        decoded, how = decode_video(tmp_path / "a.mp4")
+        assert len(decoded) == frames, fps
+        assert how.probe.fps == pytest.approx(fps, rel=1e-4)
+
+
 def test_gif_plays_every_frame(tmp_path: Path) -> None:
     video = sample_video(frames=6)
     write_gif(tmp_path / "a.gif", video, 10, ABOUT)
