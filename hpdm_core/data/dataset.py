@@ -9,6 +9,7 @@ Shapes: B rows, C = 3 channels, T frames, H W pixels.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -75,18 +76,22 @@ def make_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         prefetch_factor=4 if data.workers else None,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=_settle_worker,
         generator=torch.Generator(),  # else DataLoader draws from the global one
     )
+    # What an earlier phase or model left in reference cycles: a forked worker that came to collect it would free GPU
+    # memory, which its process cannot, and die.
+    gc.collect()
     return (Batch(**fields) for fields in loader)
 
 
-def _leave_signals_to_parent(worker: int) -> None:
-    """Move a worker out of reach of the signals that end a run cleanly.
+def _settle_worker(worker: int) -> None:
+    """Leave alone what the worker inherited, and move it out of reach of the signals that end a run cleanly.
 
-    They often go to the whole process group (`timeout`, torchrun, Ctrl-C), and a worker that dies of one takes
+    Signals often go to the whole process group (`timeout`, torchrun, Ctrl-C), and a worker that dies of one takes
     the run with it before its last checkpoint. The parent still ends its workers one by one, by SIGTERM.
     """
+    gc.freeze()
     if hasattr(os, "setpgrp"):  # Windows has neither groups nor SIGUSR1
         os.setpgrp()
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)

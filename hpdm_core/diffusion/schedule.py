@@ -8,7 +8,7 @@ sqrt(1 - abar) / sqrt(abar), i.e. logSNR = -2 ln(sigma).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -70,17 +70,23 @@ class DiscreteTable:
     """
 
     abar: tuple[float, ...]
+    _sigmas: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @property
-    def sigmas(self) -> Tensor:
-        """sqrt((1 - abar) / abar), float64 [num_times], increasing."""
-        abar = torch.tensor(self.abar, dtype=torch.float64)
-        return ((1 - abar) / abar).sqrt()
+    def sigmas(self, device: torch.device | str = "cpu") -> Tensor:
+        """sqrt((1 - abar) / abar), float64 [num_times], increasing.
+
+        Copied to a device once: a copy at every call would wait for it, and a CUDA graph may hold none.
+        """
+        device = torch.device(device)
+        if device not in self._sigmas:
+            abar = torch.tensor(self.abar, dtype=torch.float64, device="cpu")
+            self._sigmas[device] = ((1 - abar) / abar).sqrt().to(device)
+        return self._sigmas[device]
 
     def draw(self, uniform: Tensor) -> Tensor:
         """Uniform discrete times."""
         index = (uniform.double() * len(self.abar)).long().clamp_max(len(self.abar) - 1)
-        return self.sigmas.to(uniform.device)[index].to(uniform.dtype)
+        return self.sigmas(uniform.device)[index].to(uniform.dtype)
 
     def grid(self, num_steps: int) -> Tensor:
         """Evenly spaced times from the last to the first (`leading` spacing is not used: it never sees T-1).
@@ -93,11 +99,11 @@ class DiscreteTable:
                 hint=f"take at most {len(self.abar)} steps",
             )
         times = torch.linspace(len(self.abar) - 1, 0, num_steps, dtype=torch.float64).round().long()
-        return torch.cat([self.sigmas[times], torch.zeros(1, dtype=torch.float64)])
+        return torch.cat([self.sigmas()[times], torch.zeros(1, dtype=torch.float64)])
 
     def coordinate(self, sigma: Tensor) -> Tensor:
         """The (fractional) discrete time of sigma, divided by the number of times."""
-        table = self.sigmas.log().to(sigma.device)
+        table = self.sigmas(sigma.device).log()
         target = sigma.double().clamp_min(1e-10).log()
         upper = torch.searchsorted(table, target.contiguous()).clamp(1, len(self.abar) - 1)
         low, high = table[upper - 1], table[upper]

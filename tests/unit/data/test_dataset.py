@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import os
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -93,6 +95,28 @@ def test_to_device_gives_floats_in_range(raw_store: VideoStore) -> None:
     assert video.is_contiguous()
     assert torch.allclose(video.movedim(1, -1), levels.float() / 127.5 - 1, atol=1e-6)
     assert batch.videos["fine"].dtype == torch.uint8  # the loader's batch is left as it was
+
+
+class Circular:
+    """Collected by the garbage collector only; notes the process that did it."""
+
+    def __init__(self, seen: list[int]) -> None:
+        self.itself, self.seen = self, seen
+
+    def __del__(self) -> None:
+        self.seen.append(os.getpid())
+
+
+def test_workers_inherit_no_garbage(raw_store: VideoStore) -> None:
+    """Tensors on a GPU, for example in the graph of an earlier phase: a forked worker that frees them dies."""
+    seen: list[int] = []
+    gc.disable()
+    try:
+        Circular(seen)
+        take(raw_store, 1, data(workers=1))
+    finally:
+        gc.enable()
+    assert seen == [os.getpid()]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -10,7 +10,7 @@ from hpdm_core.errors import ConfigError
 
 
 def log_snr(table):
-    return -2 * table.sigmas.log()
+    return -2 * table.sigmas().log()
 
 
 def test_draws_follow_the_log_normal():
@@ -85,8 +85,8 @@ def test_the_cosine_schedule():
 def test_the_coordinate_of_a_table_is_its_time(table):
     num_times = len(table.abar)
     times = torch.arange(num_times, dtype=torch.float64)
-    torch.testing.assert_close(table.coordinate(table.sigmas) * num_times, times, atol=1e-6, rtol=0)
-    between = (table.sigmas[3].log() + table.sigmas[4].log()).div(2).exp()
+    torch.testing.assert_close(table.coordinate(table.sigmas()) * num_times, times, atol=1e-6, rtol=0)
+    between = (table.sigmas()[3].log() + table.sigmas()[4].log()).div(2).exp()
     assert (table.coordinate(between[None]) * num_times).item() == pytest.approx(3.5)
     # Beyond the table's ends: the ends.
     assert table.coordinate(torch.tensor([0.0, 1e9])).mul(num_times).round().tolist() == [0, num_times - 1]
@@ -106,12 +106,19 @@ def test_sampling_grids_of_a_table_begin_at_its_last_time():
     for num_steps in (1, 4, 100, 1000):
         grid = table.grid(num_steps)
         assert len(grid) == num_steps + 1
-        assert grid[0] == table.sigmas[-1]
+        assert grid[0] == table.sigmas()[-1]
         assert grid[-1] == 0
         assert (grid.diff() < 0).all()
-    assert table.grid(4)[-2] == table.sigmas[0]
+    assert table.grid(4)[-2] == table.sigmas()[0]
 
 
 def test_more_steps_than_times_are_refused():
     with pytest.raises(ConfigError, match="10 times"):
         DiscreteTable(cosine(10).abar).grid(11)
+
+
+def test_a_table_is_copied_to_a_device_once():
+    """A CUDA graph of a training step can hold no copy from the host."""
+    table = scaled_linear(0.0015, 0.0195)
+    assert table.sigmas() is table.sigmas(torch.device("cpu"))
+    assert table == scaled_linear(0.0015, 0.0195)

@@ -23,7 +23,7 @@ class Oracle:
         self.family, self.clips = family, clips
 
     def __call__(self, z, noise_B, condition_BMS):
-        sigmas = self.family.schedule.sigmas
+        sigmas = self.family.schedule.sigmas()
         table = torch.arange(len(sigmas), dtype=torch.float64) / len(sigmas)
         log_sigma = torch.from_numpy(np.interp(noise_B.double().numpy(), table.numpy(), sigmas.log().numpy()))
         sigma, outputs = log_sigma.exp().view(-1, 1, 1, 1, 1), []

@@ -69,11 +69,11 @@ def test_the_state_follows_the_table_of_noise():
     roots = np.linspace(0.0015**0.5, 0.0195**0.5, 1000)
     abar = np.cumprod(1 - roots**2)
     assert schedule.abar == pytest.approx(abar, rel=1e-12)
-    logsnr = -2 * schedule.sigmas.log() - 2 * np.log(form.scale)
+    logsnr = -2 * schedule.sigmas().log() - 2 * np.log(form.scale)
     assert (logsnr[0].item(), logsnr[-1].item()) == pytest.approx((6.50, -8.86), abs=0.01)
     z, eps = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     for index in (0, 500, 999):
-        sigma = schedule.sigmas[index].float().expand(2)
+        sigma = schedule.sigmas()[index].float().expand(2)
         state = form.network_input(corrupt(z, eps, sigma, form.scale), sigma)
         expected = abar[index] ** 0.5 * z + (1 - abar[index]) ** 0.5 * eps
         torch.testing.assert_close(state, expected, rtol=1e-4, atol=1e-5)

@@ -22,7 +22,7 @@ class Oracle(nn.Module):
 
     def __init__(self, family, clean_1CN):
         super().__init__()
-        self.table, self.clean, self.previous = family.schedule.sigmas, clean_1CN, []
+        self.table, self.clean, self.previous = family.schedule.sigmas(), clean_1CN, []
 
     def forward(self, z, previous, noise, class_term=None):
         self.previous.append(previous.clone())
@@ -53,10 +53,10 @@ def test_ddim_with_eta_one_is_ancestral_sampling(family):
     """The posterior q(z_s | z_t, x) of every neighbouring pair of times: DDPM's mean and variance."""
     abar = np.array(family.schedule.abar)
     sigmas = family.schedule.grid(1000)
-    assert torch.equal(sigmas[:-1], family.schedule.sigmas.flip(0))
+    assert torch.equal(sigmas[:-1], family.schedule.sigmas().flip(0))
     for t in (1, 10, 500, 999):
         s, beta = t - 1, 1 - abar[t] / abar[t - 1]
-        pair = torch.stack([family.schedule.sigmas[t], family.schedule.sigmas[s]])
+        pair = torch.stack([family.schedule.sigmas()[t], family.schedule.sigmas()[s]])
 
         def step(clean, u, eps, pair=pair):
             state = ddim(
