@@ -38,8 +38,9 @@ def level_chunks(device: torch.device, batch: int) -> dict[str, list[int]]:
 
 @torch.no_grad()
 def sample_levels(
-    model: LoadedModel, seeds: Sequence[int], labels: Sequence[int] | None = None, *, batch: int = 16, **options: object
-) -> list[np.ndarray]:
+    model: LoadedModel, seeds: Sequence[int], labels: Sequence[int] | None = None, *, batch: int = 16,
+    prompts: Sequence[str] | None = None, **options: object,
+) -> list[np.ndarray]:  # fmt: skip
     """uint8 [N, T, H, W, 3] per level, all from one pass of the cascade; options go before `level_chunks`."""
     device = next(model.family.parameters()).device
     usual = {"precision": "bf16" if device.type == "cuda" else "fp32", **level_chunks(device, batch)}
@@ -49,7 +50,8 @@ def sample_levels(
     for start in range(0, len(seeds), batch):
         rows = tuple(seeds[start : start + batch])
         given = None if labels is None else tuple(labels[start : start + batch])
-        plan = model.family.plan(Request(rows, given, device=device), section)
+        texts = None if prompts is None else tuple(prompts[start : start + batch])
+        plan = model.family.plan(Request(rows, given, texts, device=device), section)
         with matmul_precision(section.precision), autocast(device, section.precision):
             stage, level = next(plan), 0
             while True:

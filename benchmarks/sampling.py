@@ -8,8 +8,9 @@ is prepared before each apart, such as fusion terms, and what follows the last, 
 calls and peak memory, at the preset's steps and at those of `--fast`; for models that tile also batches, and beside a
 plain loop over tiles. `quality` samples a trained model that tiles at many settings and reports, by level, a Fréchet
 distance on random features (levels.py; comparable within the table only) and seam ratios, with network calls and the
-seconds of one video. `--table` also writes what `hpdm sample --budget` reads: put it beside the weights as
-sampling.json. Rows that a file holds are kept.
+seconds of one video (with `--batch 1` the mean of all, without another run). A model of texts is given the captions of
+--data. `--table` also writes what `hpdm sample --budget` reads: put it beside the weights as sampling.json. Rows that a
+file holds are kept.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from hpdm_core.metrics.seams import AXES, seam_ratio, tile_borders
 from hpdm_core.nn.devices import compile_units
 from hpdm_core.nn.precision import Bf16Products, autocast, matmul_precision
 from hpdm_core.sampling.engine import run_stage
-from hpdm_core.training.conditions import one_video, with_placeholders
+from hpdm_core.training.conditions import one_video, text_condition, with_placeholders
 
 
 @dataclass(frozen=True)
@@ -193,14 +194,17 @@ def quality_settings(steps: str, solvers: str, tilings: str) -> list[tuple[str, 
 
 def measure_quality(
     model: LoadedModel, reals: list[np.ndarray], real_features: list[np.ndarray], features: Any,
-    options: dict[str, Any], batch: int,
+    options: dict[str, Any], batch: int, prompts: list[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Distance and seams by level, with the cost of one video."""
     from benchmarks.levels import rfd, sample_levels
     from hpdm_core.families.settings import seconds_of
 
     device = str(next(model.family.parameters()).device)
-    fakes = sample_levels(model, range(len(reals[0])), batch=batch, **options)
+    started = time.perf_counter()
+    fakes = sample_levels(model, range(len(reals[0])), batch=batch, prompts=prompts, **options)
+    mean_seconds = (time.perf_counter() - started) / len(reals[0])
+    alone = {**options, "precision": precision_on(device)}
     plan = outline(model, frames=None, size=None, **options)
     overlap = sample_options(model, options).overlap_axes  # type: ignore[attr-defined]
     return {
@@ -211,7 +215,7 @@ def measure_quality(
         "calls": sum(stage.tile_calls for stage in plan.stages),
         "calls_by_level": [stage.tile_calls for stage in plan.stages],
         "block_evals": sum(stage.block_evals for stage in plan.stages),
-        "seconds": seconds_of(model, device, {**options, "precision": precision_on(device)}),
+        "seconds": mean_seconds if batch == 1 else seconds_of(model, device, alone),
     }
 
 
@@ -292,7 +296,9 @@ def run_quality(args: argparse.Namespace) -> None:
     started, results = time.perf_counter(), kept_rows(args.json)
     model = load_model(args.ckpt, device=args.device)
     features = RandomFeatures(args.device)
-    reals, _, _ = real_levels(VideoStore.open(args.data), model.family.pyramid, args.num)  # type: ignore[union-attr]
+    store = VideoStore.open(args.data)
+    reals, _, clips = real_levels(store, model.family.pyramid, args.num)  # type: ignore[union-attr]
+    texts = None if text_condition(model.config) is None else [store.clips[i].captions[0] for i in clips]
     real_features = [features(real) for real in reals]
     for name, options in quality_settings(args.steps, args.solvers, args.tilings):
         old = next((r for r in results if r["options"] == options), None)
@@ -300,7 +306,7 @@ def run_quality(args: argparse.Namespace) -> None:
             print(f"{name}: not run, past the deadline", flush=True)
             continue
         if old is None:
-            results.append(measure_quality(model, reals, real_features, features, options, args.batch))
+            results.append(measure_quality(model, reals, real_features, features, options, args.batch, texts))
         print(show_quality(name, old or results[-1]), flush=True)
         write_json(args.json, results, model_sha256=model.sha256, num=args.num)
         if args.table is not None:
