@@ -173,14 +173,18 @@ def show_speed(result: dict[str, Any]) -> str:
 
 
 TILINGS: dict[str, dict[str, Any]] = {
-    "none": {"overlap": "none"},
-    "spatial": {"overlap": "spatial"},
-    "spatial smooth": {"overlap": "spatial", "window": "smooth"},
-    "full": {"overlap": "full"},
-    "alternate": {"overlap": "spatial", "phases": "alternate"},
-    "alternate smooth": {"overlap": "spatial", "phases": "alternate", "window": "smooth"},
-    "alternate full": {"overlap": "full", "phases": "alternate"},
+    name: {"overlap": overlap, "phases": phases, "window": window}
+    for name, overlap, phases, window in (
+        ("none", "none", "together", "uniform"),
+        ("spatial", "spatial", "together", "uniform"),
+        ("spatial smooth", "spatial", "together", "smooth"),
+        ("full", "full", "together", "uniform"),
+        ("alternate", "spatial", "alternate", "uniform"),
+        ("alternate smooth", "spatial", "alternate", "smooth"),
+        ("alternate full", "full", "alternate", "uniform"),
+    )
 }
+"""Every key is named, so that a preset's own setting is not mistaken for another."""
 
 
 def quality_settings(steps: str, solvers: str, tilings: str) -> list[tuple[str, dict[str, Any]]]:
