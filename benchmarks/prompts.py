@@ -88,7 +88,7 @@ def measure(model: LoadedModel | None, args: argparse.Namespace) -> list[dict[st
     prompts = {part: prompts_for(held_out, args.num) for part, held_out in PARTS.items()}
     shape = (args.frames, *args.size)
     for weight in args.guidance if model else ():
-        options = _options(args, weight)
+        options = _options(args, (weight, *model.config.sample.guidance[1:]))  # type: ignore[union-attr]
         sheet: list[tuple[np.ndarray, str]] = []
         for part, asked in prompts.items():
             started = time.monotonic()
@@ -111,10 +111,10 @@ def measure(model: LoadedModel | None, args: argparse.Namespace) -> list[dict[st
     return rows
 
 
-def _options(args: argparse.Namespace, weight: float) -> dict[str, Any]:
+def _options(args: argparse.Namespace, guidance: tuple[float, ...]) -> dict[str, Any]:
     """Keys of the `sample` section."""
     device = pick_device(args.device)
-    options: dict[str, Any] = {"guidance": [weight], "precision": args.precision or "fp32"}
+    options: dict[str, Any] = {"guidance": list(guidance), "precision": args.precision or "fp32"}
     if device.type == "cuda":  # one video a call would leave it idle
         options |= {"precision": args.precision or "bf16", "chunk": min(args.batch, GPU_CHUNK)}
     options |= {"chunk": args.chunk} if args.chunk else {}
@@ -144,7 +144,12 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=128, help="prompts of seen pairs, and as many of held-out ones")
     parser.add_argument("--level", type=int, help="stop at this pyramid level; the last")
     parser.add_argument("--steps", type=_numbers(int), help="steps per stage; the model's")
-    parser.add_argument("--guidance", type=_numbers(float), default=[1.0, 2.0, 4.0], help="weights to compare")
+    parser.add_argument(
+        "--guidance",
+        type=_numbers(float),
+        default=[1.0, 2.0, 4.0],
+        help="weights to compare, of the first stage; later ones keep the model's",
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument(
         "--chunk", type=int, help="rows of a network call; on a GPU the batch, at most 64, else the model's"

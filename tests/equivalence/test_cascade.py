@@ -76,7 +76,7 @@ def test_cached_context_is_exact_for_the_windows_it_was_computed_on(overlap):
             chain = torch.stack([*(torch.from_numpy(o) for o in coarse), torch.from_numpy(offset)]).expand(2, -1, -1)
             form, tile = family.levels[level], crop(canvas, tuple(offset), family.pyramid.patch)
             z = [crop(branch.canvases[k], tuple(coarse[k]), family.pyramid.patch) for k in range(level)]
-            noise = torch.stack([branch._noise(s, 2) for s in [0.002] * level + [sigma]])
+            noise = torch.stack([branch._noise(s, 2) for s in [cascade.context_sigma] * level + [sigma]])
             output, _ = family.denoiser(torch.stack([*z, form.network_input(tile, sigma)]), noise, chain, condition)
             tiles.append(form.denoised(tile, output[-1], sigma))
         exact = grid.merge(torch.stack(tiles, dim=1).flatten(0, 1))
@@ -186,6 +186,23 @@ def test_the_outline_is_what_runs(options):
     assert len(rows) == len(stages) + 1
 
 
+def test_each_level_ends_at_its_own_lowest_noise():
+    family, seeds = tiny_family(), (4,)
+    stages = count(family, cascade_of(family, seeds, (1,), steps=(4, 2, 3), sigma_min=(0.01, 0.5)), seeds)[2]
+    assert [s.sigmas[-2].item() for s in stages] == pytest.approx([0.01, 0.5, 0.5])
+    assert all(s.sigmas[0].item() == pytest.approx(family.config.sigma_max) for s in stages)
+    usual = count(family, cascade_of(family, seeds, (1,), steps=(4, 2, 3)), seeds)[2]
+    assert [s.sigmas[-2].item() for s in usual] == pytest.approx([family.config.sigma_min] * 3)
+
+
+def test_context_is_no_cleaner_than_training_showed_it():
+    family = tiny_family()
+    draws = family.schedule.draw(torch.rand(20_000, generator=torch.Generator().manual_seed(0)))
+    given = cascade_of(family).context_sigma
+    assert 0.015 < (draws < given).float().mean() < 0.03
+    assert cascade_of(family, context_sigma=0.3).context_sigma == 0.3
+
+
 def test_costs_of_the_paper_in_block_evaluations():
     """spec §4, UCF with spatial overlap, cached: 1,530 and 4,608 and 12,544."""
     options = HpdmSample(steps=(128, 64, 32))
@@ -268,6 +285,7 @@ def test_sizes_lengths_and_levels(request_, options, shape):
         ((0,), {}, {"level": 3}, "level 3"),
         ((0,), {"size": (16, 16)}, {"level": 2}, "level 2"),
         ((0,), {}, {"solver": ("rk45",)}, "rk45"),
+        ((0,), {}, {"sigma_min": (0.1, 1e3)}, "sigma_min of 1000 is not below"),
     ],
 )
 def test_impossible_requests_are_config_errors(labels, request_, options, message):

@@ -63,7 +63,7 @@ class Branch:
 
     def finish(self, noisy_BCTHW: Tensor) -> None:
         """Keep what finer levels need of the finished level: its block inputs on its tiles, or just its pixels."""
-        level, form, sigma = self.level, self.family.levels[self.level], self.options.context_sigma
+        level, form, sigma = self.level, self.family.levels[self.level], self.cascade.context_sigma
         self.canvases.append(form.network_input(noisy_BCTHW, sigma))
         self.features.append({})
         if not self.options.cache or self.family.config.fusion != "deep":
@@ -128,7 +128,7 @@ class Branch:
                 for v, n in zip(videos, numbers, strict=True)
             ]
             stack.append(torch.cat(windows))
-        sigmas = [self.options.context_sigma] * self.level + [sigma]
+        sigmas = [self.cascade.context_sigma] * self.level + [sigma]
         noise = torch.stack([self._noise(s, len(z)) for s in sigmas])
         own = None if tiles.latents is None else tiles.latents[rows]
         # Coarser levels are finished: they start from no latents, and so from zeros.

@@ -12,6 +12,7 @@ Where only the first frames are wanted, each level makes only the tiles that the
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -42,7 +43,9 @@ class Cascade:
         self.family, self.request, self.options = family, request, options
         self.pyramid = family.pyramid
         family.check_request(request)
+        self.context_sigma = options.context_sigma or family.schedule.low
         self.stop = self._stop_level()
+        self.noise_levels = [self._noise_levels(level) for level in range(self.stop + 1)]
         whole = self.pyramid.extent(self.stop)[0]
         self.frames = request.frames or whole
         self._check_prefix(whole)
@@ -78,16 +81,16 @@ class Cascade:
         for level, grid in enumerate(self.grids):
             for branch in self._live(branches, level):
                 branch.enter(level)
-            steps, name = self._entry(self.options.steps, level), self._entry(self.options.solver, level)
+            name = self._entry(self.options.solver, level)
             offered = {"churn": self.options.churn, "eta": self.options.eta}
             solver = Solver(name, {k: v for k, v in offered.items() if k in solver_info(name).options})
             state = yield Stage(
                 level_name(level),
                 {VIDEO: (3, *grid.extent)},
                 self._denoiser(level, branches),
-                self.family.schedule.grid(steps),
+                self.noise_levels[level],
                 solver,
-                solver_info(name).calls(steps),
+                solver_info(name).calls(len(self.noise_levels[level]) - 1),
                 drawn={VIDEO: (3, *self.pyramid.extent(level))},
                 turns=len(self.phases[level]),
             )
@@ -97,6 +100,20 @@ class Cascade:
                 for branch in self._live(branches, level + 1):
                     branch.finish(noisy)
         return video[:, :, : self.frames]
+
+    def _noise_levels(self, level: int) -> Tensor:
+        """The noise before each of a level's steps, and the 0 after the last."""
+        schedule, lowest = self.family.schedule, self.options.sigma_min
+        steps = self._entry(self.options.steps, level)
+        if lowest is None:
+            return schedule.grid(steps)
+        sigma_min = self._entry(lowest, level)
+        if sigma_min >= schedule.sigma_max:
+            raise ConfigError(
+                f"sample.sigma_min of {sigma_min:g} is not below the model's sigma_max of {schedule.sigma_max:g}",
+                hint="a few hundredths to 1 are usual",
+            )
+        return replace(schedule, sigma_min=sigma_min).grid(steps)
 
     def _denoiser(self, level: int, branches: list[Branch]) -> StepDenoiser:
         scale, phases = self.family.levels[level].scale, self.phases[level]
@@ -122,7 +139,7 @@ class Cascade:
             generator = torch_stream(seed, f"context/{level_name(level)}")
             rows.append(torch.randn((3, *self.pyramid.extent(level)), generator=generator)[:, : video.shape[2]])
         noise = torch.stack(rows).to(video)
-        return video / self.family.levels[level].scale + self.options.context_sigma * noise
+        return video / self.family.levels[level].scale + self.context_sigma * noise
 
     def _branches(self) -> list[Branch]:
         """The conditional branch, and the null (or negative) one if any level is guided."""

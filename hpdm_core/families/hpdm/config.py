@@ -117,7 +117,10 @@ class HpdmSample(SampleSection):
     guidance: 1 is the plain conditional model. guidance_low: in every second step of a stage guide by this
     weight instead (oscillating guidance, Imagen Video). dynamic_threshold: clip clean estimates at this quantile of
     their size and divide them by it, where it is beyond 1 (Imagen).
-    context_sigma: noise level of coarse levels as context.
+    sigma_min: the lowest noise level at which a level calls the network; null takes the model's. With few steps take a
+    higher one: the second of two steps does nothing at 0.002.
+    context_sigma: noise level of coarse levels as context; null takes the lowest that training saw often enough, two
+    standard deviations of the logarithm below its mean. With less, the fine levels are out of their depth.
     cache: keep coarse features per tile; off recomputes the exact nested chain for every tile and step.
     chunk: tiles per network call, one number or one per level (padded, so that results do not depend on how many
     videos are made at once); null takes the tiles of one window in time, at most 64, on a CPU as many as its caches
@@ -136,7 +139,8 @@ class HpdmSample(SampleSection):
     guidance: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0,)
     guidance_low: float | None = None
     dynamic_threshold: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    context_sigma: Positive = 0.002
+    sigma_min: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    context_sigma: Positive | None = None
     cache: bool = True
     chunk: Count | Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     graphs: bool = False

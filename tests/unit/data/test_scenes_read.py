@@ -70,7 +70,8 @@ def test_a_perfect_model_scores_one_and_chance_less(tmp_path: Path, monkeypatch:
         "generated_videos",
         lambda model, asked, batch, device, options: prompts.real_videos(asked, 8, (36, 64)),
     )
-    rows = prompts.measure(object(), arguments(tmp_path))  # type: ignore[arg-type]  # the model is never asked
+    guided = SimpleNamespace(config=SimpleNamespace(sample=SimpleNamespace(guidance=(3.0, 1.0))))
+    rows = prompts.measure(guided, arguments(tmp_path))  # type: ignore[arg-type]  # all that is asked of the model
     for row in rows:
         if row["kind"] == "chance":
             assert 0 <= row["all"] <= row["pair"] < row["colour"] < 0.3
@@ -81,14 +82,14 @@ def test_a_perfect_model_scores_one_and_chance_less(tmp_path: Path, monkeypatch:
 
 
 def test_a_gpu_is_given_many_videos_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "chunk" not in prompts._options(arguments(tmp_path), 1.0)
-    assert prompts._options(arguments(tmp_path, chunk=3), 1.0)["chunk"] == 3
+    assert "chunk" not in prompts._options(arguments(tmp_path), (1.0,))
+    assert prompts._options(arguments(tmp_path, chunk=3), (1.0,))["chunk"] == 3
     assert level_chunks(torch.device("cpu"), 16) == {}
     assert level_chunks(torch.device("cuda"), 16) == {"chunk": [16, 64]}
     monkeypatch.setattr(prompts, "pick_device", torch.device)
     for batch, chunk in ((4, 4), (128, 64)):
-        assert prompts._options(arguments(tmp_path, device="cuda", batch=batch), 1.0)["chunk"] == chunk
-    assert prompts._options(arguments(tmp_path, device="cuda", chunk=3), 1.0)["chunk"] == 3
+        assert prompts._options(arguments(tmp_path, device="cuda", batch=batch), (1.0,))["chunk"] == chunk
+    assert prompts._options(arguments(tmp_path, device="cuda", chunk=3), (1.0,))["chunk"] == 3
 
 
 def test_the_callers_chunk_goes_before(monkeypatch: pytest.MonkeyPatch) -> None:
