@@ -11,9 +11,10 @@ SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "models" / "shapes-288x512
 """Its weights; beside them lies its card, with the suffix .md."""
 
 EXAMPLE_PROMPTS = (
-    "a large red star bounces over a gradient grey background",
+    "a large red star bounces over a checkered grey background",
     "three white circles slide up over a wavy navy background",
-    "a striped green triangle spins in place",
+    "a large blue ring slides right over a gradient sand background",
+    "two yellow squares orbit clockwise over a cloudy plum background",
 )
 """Prompts that it understands."""
 

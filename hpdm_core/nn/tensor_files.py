@@ -42,19 +42,27 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     contiguous = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     try:
-        save_file(contiguous, partial, dict(metadata))
+        save_safetensors(partial, contiguous, metadata)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except SafetensorError as error:  # it wraps what the system said
+    except (SafetensorError, OSError) as error:  # the former wraps what the system said
         found = re.search(r"os error (\d+)", str(error))
-        if found is None:
+        code = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        if code is None:
             raise
-        code = int(found[1])
         raise OSError(code, os.strerror(code), str(path)) from error
     finally:
         with suppress(OSError):  # it is gone where all went well, and must not hide the error where it did not
             partial.unlink()
+
+
+def save_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """safetensors' own writing, readable by whom the user's other files are: it would leave them to the owner alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, dict(metadata))
+    path.chmod(mode)
 
 
 def file_sha256(path: Path) -> str:

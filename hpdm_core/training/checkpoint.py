@@ -28,7 +28,6 @@ from typing import Any
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter, SavePlan, SavePlanner
 from torch.distributed.checkpoint._hf_utils import (
@@ -57,6 +56,7 @@ from hpdm_core.families.weights import (
     newest_whole,
     save_weights,
 )
+from hpdm_core.nn.tensor_files import save_safetensors
 from hpdm_core.training.distributed import World
 
 # One process without a process group is what we mean. For good, because a thread must not switch filters for others.
@@ -159,7 +159,7 @@ class _StateWriter(HuggingFaceStorageWriter):
         if tensors:
             about = {CUSTOM_METADATA_KEY: json.dumps(offsets), DCP_VERSION_KEY: str(HF_DCP_VERSION)}
             name = _gen_file_name(1, 1, plan.storage_data["shard_index"])
-            save_file(tensors, Path(self.path) / name, {**about, FORMAT_KEY: FORMAT_VALUE})
+            save_safetensors(Path(self.path) / name, tensors, {**about, FORMAT_KEY: FORMAT_VALUE})
         done: Future[list[WriteResult]] = Future()
         done.set_result([])
         return done

@@ -18,6 +18,12 @@ def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> No
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_others_may_read_a_file_as_they_may_any_other(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    write_tensors(tmp_path / "w.safetensors", {"a": torch.zeros(1)}, {})
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_what_the_system_refuses_is_an_oserror_that_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / f"{'x' * 240}.safetensors"  # no room for the suffix of the unfinished file
     with pytest.raises(OSError, match="too long") as caught:

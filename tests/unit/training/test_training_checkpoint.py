@@ -127,7 +127,7 @@ def test_a_full_disk_is_one_line_and_old_checkpoints_stay(tmp_path, monkeypatch)
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for place in ("save_weights", "save_file", "_seal"):
+    for place in ("save_weights", "save_safetensors", "_seal"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint_module, place, full)
             with pytest.raises(CheckpointError, match="no space left") as caught:
