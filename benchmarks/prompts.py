@@ -148,7 +148,7 @@ def main() -> None:
         "--guidance",
         type=_numbers(float),
         default=[1.0, 2.0, 4.0],
-        help="weights to compare, of the first stage; later ones keep the model's",
+        help="weights to compare, of the first stage; later ones keep the model's where it names their own",
     )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument(

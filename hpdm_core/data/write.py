@@ -43,7 +43,8 @@ def write_mp4(path: Path, video_THWC: np.ndarray, fps: float, metadata: Metadata
     video = _even(_checked(video_THWC))
     with _appearing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         container.metadata["comment"] = _dump(metadata)
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": MP4_CRF})
+        rate = Fraction(float(fps)).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": MP4_CRF})
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for image in video:

@@ -11,7 +11,7 @@ SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "models" / "shapes-288x512
 """Its weights; beside them lies its card, with the suffix .md."""
 
 EXAMPLE_PROMPTS = (
-    "a large red star bounces over a checkered grey background",
+    "a large red star bounces over a tiled grey background",
     "three white circles slide up over a wavy navy background",
     "a large blue ring slides right over a gradient sand background",
     "two yellow squares orbit clockwise over a cloudy plum background",

@@ -1,6 +1,6 @@
 """The weight files that metrics need: what each is, where the literature gets it, and where hpdm looks for it.
 
-hpdm ships no trained weights and downloads none. A file is given by path, or kept in the folder $HPDM_WEIGHTS
+hpdm ships no weights for metrics and downloads none. A file is given by path, or kept in the folder $HPDM_WEIGHTS
 (default ~/.cache/hpdm/weights) under the name below.
 """
 

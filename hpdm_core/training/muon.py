@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic that pulls singular values to within 0.7 to 1.2 of 1, as fast as five steps can."""
+"""Of the quintic that pulls singular values to between 0.7 and 1.2, as fast as five steps can."""
 ITERATIONS = 5
 ADAM_SIZE = 0.2
 """Root mean square of an Adam update at rate 1, as measured by Liu et al."""
@@ -37,14 +37,14 @@ class _Stack:
 
     params: list[Tensor]
     momentum: Tensor
-    weight_decay: float
 
 
 class Muon(Optimizer):
-    """Muon over parameter groups; a group with `matrix: False` (vectors, embeddings, other shapes) gets AdamW.
+    """Muon over parameter groups; a group with `matrix: False` (vectors, embedding tables, other shapes) gets AdamW.
 
     Setting `found_inf` to a device scalar before `step` makes that step a no-op on the device where it is 1. Gradients
-    are expected to be clipped already, and there for every matrix; weights are whole on every rank.
+    are expected to be clipped already, and there for every matrix; weights are whole on every rank. State is read in
+    place: `load_state_dict` would cut it loose from the stacks that are stepped.
     """
 
     found_inf: Tensor | None = None
@@ -81,7 +81,7 @@ class Muon(Optimizer):
             by_shape.setdefault(param.shape, []).append(param)
         stacks = []
         for params in by_shape.values():
-            stack = _Stack(params, torch.zeros_like(torch.stack(params).detach()), group["weight_decay"])
+            stack = _Stack(params, torch.zeros_like(torch.stack(params).detach()))
             for param, momentum in zip(params, stack.momentum.unbind(), strict=True):
                 self.state[param]["momentum"] = momentum
             stacks.append(stack)

@@ -120,7 +120,8 @@ class HpdmSample(SampleSection):
     sigma_min: the lowest noise level at which a level calls the network; null takes the model's. With few steps take a
     higher one: the second of two steps does nothing at 0.002.
     context_sigma: noise level of coarse levels as context; null takes the lowest that training saw often enough, two
-    standard deviations of the logarithm below its mean. With less, the fine levels are out of their depth.
+    standard deviations of the logarithm below its mean. With less, fine levels meet a cleaner context than they
+    were trained on.
     cache: keep coarse features per tile; off recomputes the exact nested chain for every tile and step.
     chunk: tiles per network call, one number or one per level (padded, so that results do not depend on how many
     videos are made at once); null takes the tiles of one window in time, at most 64, on a CPU as many as its caches
