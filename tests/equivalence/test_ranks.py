@@ -40,6 +40,16 @@ def launch(run, num_ranks, *options):
     return [process.returncode for process in processes], errors
 
 
+def assert_all_ended_well(codes, errors):
+    """What a failed rank said last, whole: pytest would shorten a list of all."""
+    said = [
+        f"rank {rank} ended with {code}:\n{error[-3000:]}"
+        for rank, (code, error) in enumerate(zip(codes, errors, strict=True))
+        if code
+    ]
+    assert not said, "\n".join(said)
+
+
 def assert_same_run(one, other, step=6):
     """Losses, gradient norms and final weights agree to float rounding."""
     for a, b in zip(read_log(one), read_log(other), strict=True):
@@ -84,7 +94,7 @@ def test_many_ranks_equal_one(tmp_path, whole_batch, ranks, optimizer, parallel,
         f'parallel="{parallel}"',
     ]
     codes, errors = launch(tmp_path / "run", ranks, *options)
-    assert codes == [0] * ranks, errors
+    assert_all_ended_well(codes, errors)
     assert_same_run(whole_batch[optimizer], tmp_path / "run")
 
 
@@ -98,7 +108,7 @@ def test_a_sharded_run_continues_on_another_number_of_ranks(tmp_path, whole_batc
     run = tmp_path / "run"
     common = ["batch_size=8", "max_steps=6", "checkpoint_every_steps=3", 'optimizer={"name": "lamb"}']
     codes, errors = launch(run, 2, 'parallel="fsdp"', *common)
-    assert codes == [0, 0], errors
+    assert_all_ended_well(codes, errors)
     shutil.rmtree(run / "checkpoints" / "step_00000006")
     config = toy_config(max_steps=6, batch_size=8, checkpoint_every_steps=3, optimizer={"name": "lamb"})
     result = fit(config, ToySource(), run, device="cpu")
@@ -111,7 +121,7 @@ def test_roles_and_stopping_agree_over_ranks(tmp_path):
     codes, errors = launch(tmp_path / "run", 2, 'model={"adversarial": true}', "delay=0.05", "time_limit=0.5")
     assert codes == [75, 75], errors
     codes, errors = launch(tmp_path / "run", 2, 'model={"adversarial": true}')
-    assert codes == [0, 0], errors
+    assert_all_ended_well(codes, errors)
     alone = tmp_path / "alone"
     fit(toy_config({"adversarial": True}), ToySource(), alone, device="cpu")
     assert_same_run(alone, tmp_path / "run", step=20)
