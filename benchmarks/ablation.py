@@ -52,6 +52,7 @@ def run_arm(arm: str, seed: int, steps: int, num: int, root: Path) -> dict[str, 
     from hpdm_core.data.store import VideoStore
     from hpdm_core.families.registry import load_run_config
     from hpdm_core.families.weights import load_model
+    from hpdm_core.report.reading import read_log
     from hpdm_core.training.run import train
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -66,7 +67,7 @@ def run_arm(arm: str, seed: int, steps: int, num: int, root: Path) -> dict[str, 
     reals, _, _ = real_levels(VideoStore.open(root / "test"), pyramid, num)
     fakes = sample_levels(model, range(num), batch=64, steps=[32, 16, 16])
     scores = [rfd(features(real), features(fake)) for real, fake in zip(reals, fakes, strict=True)]
-    tail = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][-20:]
+    tail = list(read_log(out))[-20:]
     losses = {k: sum(r["loss_levels"][k] for r in tail) / len(tail) for k in tail[-1]["loss_levels"]}
     return {"arm": arm, "seed": seed, "steps": steps, "num": num, "rfd_by_level": scores, "loss_by_level": losses}
 

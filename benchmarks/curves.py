@@ -6,18 +6,17 @@ python -m benchmarks.curves runs/fp32 runs/bf16 --title "fp32 and bf16" --out do
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from importlib.resources import files
 from pathlib import Path
 
 from hpdm_core.report.chart import Series, line_chart
+from hpdm_core.report.reading import read_log
 
 
 def losses(run: Path, prefix: str) -> list[Series]:
     """One line per level of a run's log."""
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if "loss_levels" in row]
+    rows = [row for row in read_log(run) if "loss_levels" in row]
     seen = [row["videos_seen"] for row in rows]
     return [Series(prefix + name, seen, [row["loss_levels"][name] for row in rows]) for name in rows[0]["loss_levels"]]
 

@@ -37,6 +37,7 @@ from hpdm_core.families.weights import LoadedModel, load_model
 from hpdm_core.metrics.evaluate import Evaluation, evaluate
 from hpdm_core.metrics.protocol import load_protocol
 from hpdm_core.metrics.sources import open_source
+from hpdm_core.report.reading import read_log
 from hpdm_core.training.run import train
 
 FRAMES = 16
@@ -125,7 +126,7 @@ def calibrate(arm: str, size: int, store: Path, out: Path, args: argparse.Namesp
     few = [CALIBRATION if share else 0 for share in shares]
     every = ("train.log_every_steps=1", "train.checkpoint_every_steps=100000", "train.optimizer.warmup_steps=0")
     train(arm_config(arm, size, few, args, *every), store, out / "calibration", device=args.device)
-    lines = read_log(out / "calibration")
+    lines = list(read_log(out / "calibration"))
     names = list(dict.fromkeys(line["phase"] for line in lines))
     seconds = []
     for name in names:
@@ -150,7 +151,7 @@ def run_arm(arm: str, size: int, data: str, args: argparse.Namespace) -> dict[st
     config = arm_config(arm, size, steps, args, *often)
     left = args.until - time.time() if args.until else None
     train(config, store, out / "run", device=args.device, time_limit=left)
-    lines = read_log(out / "run")
+    lines = list(read_log(out / "run"))
     last = {line["phase"]: line for line in lines}
     model = load_model(out / "run", device=args.device)
     test = VideoStore.open(held_out)
@@ -226,11 +227,6 @@ def stores(args: argparse.Namespace, size: int, data: str) -> tuple[Path, Path]:
 def folder(args: argparse.Namespace, arm: str, size: int, data: str) -> Path:
     """Where an arm's run, samples and row lie."""
     return args.out / f"{data}-{size}-{arm}-{args.seed}"
-
-
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log."""
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
 def sheet(args: argparse.Namespace, size: int, data: str) -> None:

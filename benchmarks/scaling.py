@@ -37,6 +37,7 @@ from benchmarks.train_step import random_batch
 from hpdm_core.config.schema import RunConfig
 from hpdm_core.data.window import Batch
 from hpdm_core.families.registry import load_run_config
+from hpdm_core.report.reading import read_log
 from hpdm_core.rng import derive_seed
 from hpdm_core.training.conditions import class_condition
 from hpdm_core.training.run import fit
@@ -159,7 +160,7 @@ def newest(run: Path) -> Path:
 
 def losses(run: Path) -> np.ndarray:
     """The loss of every step."""
-    return np.array([json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()])
+    return np.array([line["loss"] for line in read_log(run)])
 
 
 def cases(args: argparse.Namespace) -> list[Case]:

@@ -21,7 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from torch.optim.adam import adam
+
+from hpdm_core.training.adam import fused_step, zero_moments
 
 
 class Lamb(Optimizer):
@@ -79,34 +80,16 @@ class Lamb(Optimizer):
         for p, state in zip(params, states, strict=True):
             if not state:
                 state.update(zero_moments(p))
-        adam(
+        fused_step(
             updates,
             [_local(p.grad) for p in params if p.grad is not None],
-            [_local(s["exp_avg"]) for s in states],
-            [_local(s["exp_avg_sq"]) for s in states],
-            [],
-            [s["step"] for s in states],
-            fused=True,
-            grad_scale=None,
-            found_inf=self.found_inf,
-            amsgrad=False,
-            maximize=False,
+            [{key: _local(value) for key, value in state.items()} for state in states],
+            group,
             lr=1.0,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            eps=group["eps"],
             weight_decay=0.0,
+            found_inf=self.found_inf,
         )
         return updates
-
-
-def zero_moments(param: Tensor) -> dict[str, Tensor]:
-    """The state of one parameter before its first step, in the layout of torch's fused Adam."""
-    return {
-        "step": torch.zeros((), dtype=torch.float32, device=param.device),
-        "exp_avg": torch.zeros_like(param),
-        "exp_avg_sq": torch.zeros_like(param),
-    }
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.adamw import adamw
+
+from hpdm_core.training.adam import fused_step
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic that pulls singular values to between 0.7 and 1.2, as fast as five steps can."""
@@ -81,7 +82,7 @@ class Muon(Optimizer):
             by_shape.setdefault(param.shape, []).append(param)
         stacks = []
         for params in by_shape.values():
-            stack = _Stack(params, torch.zeros_like(torch.stack(params).detach()))
+            stack = _Stack(params, params[0].detach().new_zeros(len(params), *params[0].shape))
             for param, momentum in zip(params, stack.momentum.unbind(), strict=True):
                 self.state[param]["momentum"] = momentum
             stacks.append(stack)
@@ -105,27 +106,16 @@ class Muon(Optimizer):
 
     def _step_others(self, group: dict[str, Any]) -> None:
         params = [p for p in group["params"] if p.grad is not None]
-        states = [self.state[p] for p in params]
-        if not params:
-            return
-        adamw(
-            params,
-            [p.grad for p in params],
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
-            [],
-            [s["step"] for s in states],
-            fused=True,
-            grad_scale=None,
-            found_inf=self.found_inf,
-            amsgrad=False,
-            maximize=False,
-            lr=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-        )
+        if params:
+            fused_step(
+                params,
+                [p.grad for p in params],
+                [self.state[p] for p in params],
+                group,
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                found_inf=self.found_inf,
+            )
 
 
 def orthogonal(matrices_NRC: Tensor) -> Tensor:

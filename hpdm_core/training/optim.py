@@ -13,7 +13,8 @@ from torch.optim import AdamW, Optimizer
 from hpdm_core.config.schema import OptimizerSection
 from hpdm_core.errors import ConfigError
 from hpdm_core.families.base import Family, Role
-from hpdm_core.training.lamb import Lamb, zero_moments
+from hpdm_core.training.adam import zero_moments
+from hpdm_core.training.lamb import Lamb
 from hpdm_core.training.muon import Muon
 
 
