@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from benchmarks.learned import save_grid, untrained
+from benchmarks.levels import level_chunks
 from benchmarks.machine import machine_facts
 from hpdm_core.config.schema import RunConfig
 from hpdm_core.data.store import VideoStore
@@ -159,7 +160,9 @@ def run_arm(arm: str, size: int, data: str, args: argparse.Namespace) -> dict[st
     classes = [name for name in known if name in model.header.classes]
     cost = outline(model, frames=None, size=None, **sampling(arm, args))
     made, seconds = make(model, classes, arm, out / "samples.npy", args)
-    blank, _ = make(untrained(model, args.device), classes, arm, out / "untrained.npy", args)
+    blank = None
+    if not args.no_untrained:
+        blank, _ = make(untrained(model, args.device), classes, arm, out / "untrained.npy", args)
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.family.named_children()}
     return {
         "arm": arm, "size": size, "data": data, "seed": args.seed, "budget_s": args.minutes * 60,
@@ -169,7 +172,8 @@ def run_arm(arm: str, size: int, data: str, args: argparse.Namespace) -> dict[st
         "memory_gib": max(line["memory_gib"] for line in lines), "parameters": parts,
         "n": args.num, "sampling": sampling(arm, args), "calls": sum(s.tile_calls for s in cost.stages),
         "block_evals": sum(s.block_evals for s in cost.stages), "seconds_per_clip": seconds / args.num,
-        "rfvd": score(made, held_out, args), "rfvd_untrained": score(blank, held_out, args),
+        "rfvd": score(made, held_out, args),
+        "rfvd_untrained": None if blank is None else score(blank, held_out, args),
     }  # fmt: skip
 
 
@@ -187,10 +191,11 @@ def make(model: LoadedModel, classes: list[str], arm: str, path: Path, args: arg
 
 def sampling(arm: str, args: argparse.Namespace) -> dict[str, Any]:
     """The sampling options of an arm."""
-    options = {"precision": "bf16" if args.device == "cuda" else "fp32", **SAMPLING[arm]}
+    options = {"precision": "bf16" if args.device == "cuda" else "fp32", "graphs": True, **SAMPLING[arm]}
     if args.toy:
         options["steps"] = [2] * len(options["steps"])
-    return options if arm == "hpdm" else {**options, "chunk": args.sample_batch}
+    tiles = level_chunks(torch.device(args.device), args.sample_batch)
+    return options | (tiles if arm == "hpdm" else {"chunk": args.sample_batch})
 
 
 def score(videos: Path, held_out: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -206,7 +211,7 @@ def score(videos: Path, held_out: Path, args: argparse.Namespace) -> dict[str, A
             "detector": {"name": "random-i3d"},
         }
     )
-    result = evaluate(Evaluation(protocol, source, held_out, ("fvd",), device=args.device, batch_size=16))
+    result = evaluate(Evaluation(protocol, source, held_out, ("fvd",), device=args.device))
     return {**result["metrics"]["fvd"], "protocol_hash": result["protocol_hash"]}
 
 
@@ -249,13 +254,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [head]
     for row in rows:
         low, high = row["rfvd"]["ci95"] or (float("nan"),) * 2
+        blank = row["rfvd_untrained"]
         millions = sum(n for name, n in row["parameters"].items() if name != "critics") / 1e6
         rate = list(row["videos_per_s"].values())[-1]
         lines.append(
             f"{row['data'][:9]:>9} {row['size']:>4} {row['arm']:>5} {millions:>8.2f} {row['trained_s']:>9.1f} "
             f"{row['videos_seen']:>8} {rate:>8.1f} {row['memory_gib']:>6.2f} {row['calls']:>6} "
             f"{row['seconds_per_clip']:>7.2f} {row['rfvd']['value']:>9.3f} {f'{low:.3f} to {high:.3f}':>19} "
-            f"{row['rfvd_untrained']['value']:>9.3f}"
+            f"{blank['value'] if blank else float('nan'):>9.3f}"
         )
     return "\n".join(lines)
 
@@ -275,6 +281,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--sample-batch", type=int, default=32)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-untrained", action="store_true", help="do not also score the untrained networks")
     parser.add_argument("--no-gan", action="store_true", help="leave the adversarial phase out")
     parser.add_argument("--deadline", type=float, help="seconds after which no arm starts and the running one stops")
     parser.add_argument("--toy", action="store_true", help="seconds on a CPU, for tests")

@@ -45,11 +45,13 @@ def prompts_for(held_out: bool, num: int) -> list[ScenePrompt]:
     return [every[i * len(every) // num] for i in range(num)]
 
 
-def real_videos(prompts: Sequence[ScenePrompt], frames: int, size: tuple[int, int]) -> list[np.ndarray]:
+def real_videos(
+    prompts: Sequence[ScenePrompt], frames: int, size: tuple[int, int], seed: int = REAL_SEED
+) -> list[np.ndarray]:
     """A real clip of each prompt, of the given frames and size."""
     step = max(NOMINAL_FRAMES // frames, 1)
-    scenes = [draw_scene(REAL_SEED, i, prompt.facts) for i, prompt in enumerate(prompts)]
-    return [render_scene(scene, REAL_SEED, i, frames, size, step) for i, scene in enumerate(scenes)]
+    scenes = [draw_scene(seed, i, prompt.facts) for i, prompt in enumerate(prompts)]
+    return [render_scene(scene, seed, i, frames, size, step) for i, scene in enumerate(scenes)]
 
 
 def generated_videos(

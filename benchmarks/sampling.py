@@ -43,6 +43,8 @@ from hpdm_core.nn.precision import Bf16Products, autocast, matmul_precision
 from hpdm_core.sampling.engine import run_stage
 from hpdm_core.training.conditions import one_video, text_condition, with_placeholders
 
+MODES = ("compiled+graphs", "compiled", "graphs", "eager")
+
 
 @dataclass(frozen=True)
 class SpeedRow:
@@ -69,7 +71,7 @@ def speed_rows(sample: SampleSection) -> list[SpeedRow]:
     return [
         SpeedRow(name, mode, precision, options=options)
         for precision in ("bf16", "tf32")
-        for mode in ("compiled", "eager")
+        for mode in MODES
         for name, options in (("fast", fast), ("preset", {}))
     ]
 
@@ -274,7 +276,8 @@ def run_speed(args: argparse.Namespace) -> None:
     """The table of times."""
     started, results = time.perf_counter(), kept_rows(args.json)
     rows = speed_rows(load_run_config(args.preset, tuple(args.overrides)).sample)
-    for row in (row for row in rows if row.mode in args.modes.split(",")):
+    modes, precisions = args.modes.split(","), args.precisions.split(",")
+    for row in (row for row in rows if row.mode in modes and row.precision in precisions):
         old = next((r for r in results if r["key"] == row.key), None)
         if old is None and time.perf_counter() - started > args.deadline:
             print(f"{row.name} {row.mode}: not run, past the deadline", flush=True)
@@ -329,7 +332,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.add_argument("--json", type=Path)
     speed.add_argument("--preset", default="ucf101-m")
     speed.add_argument("--set", dest="overrides", action="append", default=[])
-    speed.add_argument("--modes", default="compiled+graphs,compiled,graphs,eager,plain", help="rows of these only")
+    speed.add_argument("--modes", default=",".join((*MODES, "plain")), help="rows of these only")
+    speed.add_argument("--precisions", default="bf16,tf32", help="rows of these only")
     quality.add_argument("--ckpt", type=Path, required=True)
     quality.add_argument("--data", type=Path, required=True, help="a store; of clips not trained on, if there is one")
     quality.add_argument("--num", type=int, default=256)

@@ -33,11 +33,13 @@ class SampleSection(Section):
 
     precision: `fp32` gives the same video on every device to within a grey level; `tf32` and `bf16` are faster.
     compile: compile the network's blocks; worth it from a few videos on.
+    graphs: replay network calls as CUDA graphs, for small models or few tiles; nothing on a CPU.
     fast: keys of this section with the values that `hpdm sample --fast` takes instead.
     """
 
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     compile: bool = False
+    graphs: bool = False
     fast: dict[str, JsonValue] = {}
 
     @model_validator(mode="after")

@@ -65,3 +65,11 @@ def replayed(module: nn.Module, key: Hashable, function: Callable[..., Any], inp
         replays[found] = Replay(function, inputs)
         return replays[found](inputs)
     return replays[found](inputs)
+
+
+def called(
+    module: nn.Module, key: Hashable, function: Callable[..., Any], inputs: Sequence[Tensor | None], *, graphs: bool
+) -> Any:
+    """`function(*inputs)`; with `graphs` and inputs on a GPU `replayed`, and so overwritten by the next call."""
+    on_gpu = any(tensor is not None and tensor.is_cuda for tensor in inputs)
+    return replayed(module, key, function, inputs) if graphs and on_gpu else function(*inputs)

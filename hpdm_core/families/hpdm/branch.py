@@ -20,7 +20,7 @@ from torch import Tensor
 from hpdm_core.conditioning.conditions import Condition
 from hpdm_core.families.hpdm.context import Fusion, shallow_context
 from hpdm_core.families.hpdm.denoiser import LevelOutput
-from hpdm_core.nn.graphs import replayed
+from hpdm_core.nn.graphs import called
 from hpdm_core.pyramid.coords import interpolate, interpolation_matrices, normalised_coordinates
 from hpdm_core.pyramid.extract import crop
 from hpdm_core.pyramid.tiling import TileGrid
@@ -112,9 +112,7 @@ class Branch:
         latents = None if tiles.latents is None else tiles.latents[rows]
         inputs = (z, self._noise(sigma, len(z)), tokens, mask, tiles.shallow_rows(rows, z), latents,
                   *(term[rows] for term in tiles.terms.values()))  # fmt: skip
-        if self.options.graphs and z.is_cuda and not keep:
-            return LevelOutput(*replayed(self.net, (level, blocks), forward, inputs))
-        return LevelOutput(*forward(*inputs))
+        return LevelOutput(*called(self.net, (level, blocks), forward, inputs, graphs=self.options.graphs and not keep))
 
     def _chain_forward(self, tiles: Tiles, z: Tensor, rows: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """The exact reference: all coarser windows of each tile, recomputed."""

@@ -125,8 +125,7 @@ class HpdmSample(SampleSection):
     cache: keep coarse features per tile; off recomputes the exact nested chain for every tile and step.
     chunk: tiles per network call, one number or one per level (padded, so that results do not depend on how many
     videos are made at once); null takes the tiles of one window in time, at most 64, on a CPU as many as its caches
-    hold. graphs: replay network calls as CUDA graphs, for small models or few tiles; nothing on a CPU.
-    clip: keep clean estimates within [-1, 1].
+    hold. clip: keep clean estimates within [-1, 1].
     level: stop there; null goes on to the size that was asked for, or the finest.
     """
 
@@ -144,7 +143,6 @@ class HpdmSample(SampleSection):
     context_sigma: Positive | None = None
     cache: bool = True
     chunk: Count | Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    graphs: bool = False
     clip: bool = False
     level: Annotated[int, Field(ge=0)] | None = None
 

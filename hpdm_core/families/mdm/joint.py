@@ -20,6 +20,7 @@ from hpdm_core.errors import ConfigError
 from hpdm_core.families.conditioned import asks
 from hpdm_core.families.mdm.config import MdmSample
 from hpdm_core.nn.chunks import in_chunks
+from hpdm_core.nn.graphs import called
 from hpdm_core.pyramid.extract import level_name
 from hpdm_core.sampling.solvers import solver_info
 from hpdm_core.sampling.stage import Outline, Request, Solver, Stage, StageOutline, State
@@ -80,14 +81,18 @@ class JointSampling:
         forms = self.family.levels[: len(names)]
         inputs = [form.network_input(state[name], sigma) for name, form in zip(names, forms, strict=True)]
 
-        def call(*given: Tensor | None) -> Tensor:
-            *z, tokens, mask = given
+        def network(*given: Tensor | None) -> list[Tensor]:
+            *z, noise, tokens, mask = given
+            assert noise is not None
             told = None if tokens is None else Condition(tokens, mask)
-            noise = self.family.schedule.coordinate(torch.full((self.options.chunk,), sigma, device=inputs[0].device))
-            outputs = self.family.denoiser([x for x in z if x is not None], noise, told)
+            return self.family.denoiser([x for x in z if x is not None], noise, told)
+
+        def call(*given: Tensor | None) -> Tensor:
+            outputs = called(self.family.denoiser, STAGE, network, given, graphs=self.options.graphs)
             return torch.cat([output.flatten(1) for output in outputs], dim=1)
 
-        flat = in_chunks(call, self.options.chunk, *inputs, *(condition or (None, None)))
+        noise_B = self.family.schedule.coordinate(torch.full((len(inputs[0]),), sigma, device=inputs[0].device))
+        flat = in_chunks(call, self.options.chunk, *inputs, noise_B, *(condition or (None, None)))
         outputs = flat.split([x[0].numel() for x in inputs], dim=1)
         return {
             name: form.denoised(state[name], output.reshape(state[name].shape), sigma)

@@ -22,6 +22,7 @@ from hpdm_core.errors import ConfigError
 from hpdm_core.families.conditioned import asks
 from hpdm_core.families.pvdm.config import PvdmSample
 from hpdm_core.nn.chunks import in_chunks
+from hpdm_core.nn.graphs import called
 from hpdm_core.sampling.solvers import solver_info
 from hpdm_core.sampling.stage import Outline, Request, Solver, Stage, StageOutline, State, StepDenoiser
 
@@ -101,11 +102,14 @@ class ClipChain:
         mask_BM: Tensor | None = None,
     ) -> Tensor:
         """The clean latents of one chunk."""
-        condition = None if tokens_BME is None else Condition(tokens_BME, mask_BM)
-        form, noise = self.family.form, torch.full((len(u_BCN),), sigma, device=u_BCN.device)
-        output = self.family.denoiser(
-            form.network_input(u_BCN, sigma), previous_BCN, self.family.schedule.coordinate(noise), condition
-        )
+        form, denoiser = self.family.form, self.family.denoiser
+        noise_B = self.family.schedule.coordinate(torch.full((len(u_BCN),), sigma, device=u_BCN.device))
+
+        def network(z: Tensor, given: Tensor, noise: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
+            return denoiser(z, given, noise, None if tokens is None else Condition(tokens, mask))
+
+        inputs = (form.network_input(u_BCN, sigma), previous_BCN, noise_B, tokens_BME, mask_BM)
+        output = called(denoiser, LATENT, network, inputs, graphs=self.options.graphs)
         return form.denoised(u_BCN, output, sigma)
 
     def _encoded(self, video_BCTHW: Tensor) -> Tensor:

@@ -4,21 +4,23 @@ import pytest
 import torch
 from torch import nn
 
+from hpdm_core.families.hpdm import branch
+from hpdm_core.families.mdm import joint
+from hpdm_core.families.pvdm import clips
 from hpdm_core.nn import graphs
 from hpdm_core.nn.precision import Bf16Products, autocast
-from tests.support.tiny_hpdm import sample, tiny_family
+from hpdm_core.sampling.engine import run_plan
+from hpdm_core.sampling.stage import Request
+from tests.support import tiny_hpdm, tiny_mdm, tiny_pvdm
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-def test_replayed_calls_give_the_same_video():
-    from hpdm_core.families.hpdm.config import HpdmSample
-    from hpdm_core.sampling.engine import run_plan
-    from hpdm_core.sampling.stage import Request
-
-    family = tiny_family().cuda()
+@pytest.mark.parametrize(("tiny", "steps"), [(tiny_hpdm, (3, 2, 2)), (tiny_pvdm, (3,)), (tiny_mdm, (3,))])
+def test_replayed_calls_give_the_same_video(tiny, steps):
+    family = tiny.tiny_family().cuda()
     videos = []
     for replayed in (False, True, True):
-        options = HpdmSample(steps=(3, 2, 2), guidance=(2.0,), graphs=replayed)
+        options = family.sample_section(steps=steps, guidance=(2.0,), graphs=replayed)
         request = Request((0, 1), (1, 2), device="cuda")
         videos.append(run_plan(family.plan(request, options), (0, 1), "cuda"))
     torch.testing.assert_close(videos[1], videos[0], atol=1e-5, rtol=0)
@@ -57,7 +59,33 @@ def test_captures_serve_until_the_weights_move(monkeypatch, precision):
     assert captures() == (precision == "fp32")
 
 
-def test_graphs_change_nothing_on_a_cpu():
-    family = tiny_family()
-    options = {"steps": (2, 1, 1)}
-    assert torch.equal(sample(family, [0], [1], graphs=True, **options), sample(family, [0], [1], **options))
+@pytest.mark.parametrize(("tiny", "steps"), [(tiny_hpdm, (2, 1, 1)), (tiny_pvdm, (2,)), (tiny_mdm, (2,))])
+def test_graphs_change_nothing_on_a_cpu(tiny, steps):
+    family = tiny.tiny_family()
+    captured = tiny.sample(family, [0], [1], graphs=True, steps=steps)
+    assert torch.equal(captured, tiny.sample(family, [0], [1], steps=steps))
+
+
+@pytest.mark.parametrize(("tiny", "steps"), [(tiny_hpdm, (2, 1, 1)), (tiny_pvdm, (2,)), (tiny_mdm, (2,))])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_call_that_overwrites_the_last_result_spoils_nothing(monkeypatch, tiny, steps, guidance):
+    """A graph's result lies where the one before lay: chunk after chunk, condition after condition."""
+    places = {}
+
+    def into_one_place(module, key, function, inputs, **_):
+        result = function(*inputs)
+        parts = [result] if torch.is_tensor(result) else [part for part in result if torch.is_tensor(part)]
+        place = places.setdefault((module, key, *(part.shape for part in parts)), [part.clone() for part in parts])
+        for kept, part in zip(place, parts, strict=True):
+            kept.copy_(part)
+        if torch.is_tensor(result):
+            return place[0]
+        kept = iter(place)
+        return type(result)(next(kept) if torch.is_tensor(part) else part for part in result)
+
+    family = tiny.tiny_family()
+    options = {"steps": steps, "guidance": (guidance,), "chunk": 1}
+    wanted = tiny.sample(family, [0, 1], [1, 2], **options)
+    for site in (branch, clips, joint):
+        monkeypatch.setattr(site, "called", into_one_place)
+    assert torch.equal(tiny.sample(family, [0, 1], [1, 2], **options), wanted)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from benchmarks.sampling import main, measure_speed, speed_rows
+from benchmarks.sampling import MODES, main, measure_speed, speed_rows
 from hpdm_core.families.pvdm.autoencoder import Decoder
 from hpdm_core.families.registry import load_run_config
 
@@ -62,14 +62,11 @@ def test_what_follows_the_last_stage_is_part_of_the_time(monkeypatch):
     assert 0.2 < result["finish_s"] < result["seconds"]
 
 
-def test_models_that_do_not_tile_have_no_rows_of_tiles_and_graphs():
+def test_models_that_do_not_tile_have_no_rows_of_tiles():
     for preset in ("pvdm-ucf101-l", "mdm-ucf101", "mdm-text-256"):
         rows = rows_of(preset)
         assert {(row.name, row.mode, row.precision) for row in rows} == {
-            (name, mode, precision)
-            for name in ("fast", "preset")
-            for mode in ("compiled", "eager")
-            for precision in ("bf16", "tf32")
+            (name, mode, precision) for name in ("fast", "preset") for mode in MODES for precision in ("bf16", "tf32")
         }
         assert all(bool(row.options) == (row.name == "fast") for row in rows)
     assert {row.mode for row in rows_of("ucf101-m")} == {"compiled+graphs", "compiled", "graphs", "eager", "plain"}
