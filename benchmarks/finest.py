@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.levels import RandomFeatures, level_chunks, rfd, sample_levels
+from benchmarks.levels import RandomFeatures, level_chunks, rfd, sample_levels, usual_options
 from benchmarks.machine import write_json
 from benchmarks.prompts import prompts_for, real_videos
 from hpdm_core.data.scenes import ScenePrompt
@@ -81,8 +81,7 @@ def another(items: Sequence[Any]) -> list[Any]:
 def finest_from(model: LoadedModel, level_0: Tensor, seeds: Sequence[int], texts: Sequence[str], batch: int) -> Tensor:
     """The finest level over a given level 0 (scaled state) with given prompts; uint8 [N, T, H, W, 3]."""
     device = next(model.family.parameters()).device
-    precision = "bf16" if device.type == "cuda" else "fp32"
-    section = sample_options(model, {"precision": precision, **level_chunks(device, batch)})
+    section = sample_options(model, {**usual_options(device), **level_chunks(device, batch)})
     made = []
     for start in range(0, len(seeds), batch):
         rows = slice(start, start + batch)

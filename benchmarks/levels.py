@@ -36,6 +36,11 @@ def level_chunks(device: torch.device, batch: int) -> dict[str, list[int]]:
     return {"chunk": [min(batch, GPU_CHUNK), GPU_CHUNK]} if device.type == "cuda" else {}
 
 
+def usual_options(device: torch.device) -> dict[str, object]:
+    """How a device samples best: on a GPU in bf16, with CUDA graphs, which small models need."""
+    return {"precision": "bf16", "graphs": True} if device.type == "cuda" else {"precision": "fp32"}
+
+
 @torch.no_grad()
 def sample_levels(
     model: LoadedModel, seeds: Sequence[int], labels: Sequence[int] | None = None, *, batch: int = 16,
@@ -43,7 +48,7 @@ def sample_levels(
 ) -> list[np.ndarray]:  # fmt: skip
     """uint8 [N, T, H, W, 3] per level, all from one pass of the cascade; options go before `level_chunks`."""
     device = next(model.family.parameters()).device
-    usual = {"precision": "bf16" if device.type == "cuda" else "fp32", **level_chunks(device, batch)}
+    usual = {**usual_options(device), **level_chunks(device, batch)}
     section = sample_options(model, {**usual, **options})
     labels = labels_of(model, seeds, ()) if labels is None else list(labels)
     levels: list[list[np.ndarray]] = []

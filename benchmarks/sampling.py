@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.levels import usual_options
 from benchmarks.machine import machine_facts, write_json
 from benchmarks.plain_tiles import plain_tiles
 from hpdm_core.conditioning.text import without_towers
@@ -210,7 +211,7 @@ def measure_quality(
     started = time.perf_counter()
     fakes = sample_levels(model, range(len(reals[0])), batch=batch, prompts=prompts, **options)
     mean_seconds = (time.perf_counter() - started) / len(reals[0])
-    alone = {**options, "precision": precision_on(device)}
+    alone = {**options, **usual_options(torch.device(device))}
     plan = outline(model, frames=None, size=None, **options)
     overlap = sample_options(model, options).overlap_axes  # type: ignore[attr-defined]
     return {
@@ -237,11 +238,6 @@ def seams(family: Family, videos_NTHWC: np.ndarray, overlap: tuple[bool, bool, b
     return max(by_axis, default=1.0)
 
 
-def precision_on(device: str) -> str:
-    """bf16 on a GPU, as levels.py samples."""
-    return "bf16" if device.startswith("cuda") else "fp32"
-
-
 def show_quality(name: str, row: dict[str, Any]) -> str:
     """One line of the table."""
     levels = "  ".join(f"{d:8.2f} ({s:.3f})" for d, s in zip(row["rfd"], row["seams"], strict=True))
@@ -253,14 +249,15 @@ def budget_table(model: LoadedModel, rows: list[dict[str, Any]], num: int) -> di
     from hpdm_core.families.settings import seconds_of
 
     device = str(next(model.family.parameters()).device)
-    probe = {"steps": [4, 1], "level": min(1, len(rows[0]["rfd"]) - 1), "precision": precision_on(device)}
+    usual = usual_options(torch.device(device))
+    probe = {"steps": [4, 1], "level": min(1, len(rows[0]["rfd"]) - 1), **usual}
     return {
         "model_sha256": model.sha256,
         "machine": machine_facts()["device"],
         "distance": f"rFD of {num} videos at the finest level",
         "probe": {"options": probe, "seconds": seconds_of(model, device, probe)},
         "rows": [
-            {"options": {**row["options"], "precision": probe["precision"]}, "frechet": row["rfd"][-1],
+            {"options": {**row["options"], **usual}, "frechet": row["rfd"][-1],
              "calls": row["calls"], "seconds": row["seconds"]}
             for row in rows
         ],
