@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.levels import RandomFeatures, real_levels, rfd, sample_levels
+from benchmarks.levels import RandomFeatures, hpdm_of, real_levels, rfd, sample_levels
 from benchmarks.machine import machine_facts
 
 ARMS: dict[str, tuple[str, ...]] = {
@@ -63,8 +63,7 @@ def run_arm(arm: str, seed: int, steps: int, num: int, root: Path) -> dict[str, 
     train(config, root / "train", out, device=device)
     model = load_model(out, device=device)
     features = RandomFeatures(device)
-    pyramid = model.family.pyramid  # type: ignore[union-attr]
-    reals, _, _ = real_levels(VideoStore.open(root / "test"), pyramid, num)
+    reals, _, _ = real_levels(VideoStore.open(root / "test"), hpdm_of(model).pyramid, num)
     fakes = sample_levels(model, range(num), batch=64, steps=[32, 16, 16])
     scores = [rfd(features(real), features(fake)) for real, fake in zip(reals, fakes, strict=True)]
     tail = list(read_log(out))[-20:]

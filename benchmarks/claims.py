@@ -36,6 +36,10 @@ from benchmarks.machine import write_json
 from hpdm_core.config.schema import RunConfig
 from hpdm_core.data.window import Batch
 from hpdm_core.families.base import Family
+from hpdm_core.families.mdm.config import MdmSample
+from hpdm_core.families.pvdm.config import PvdmSample
+from hpdm_core.families.pvdm.family import PvdmFamily
+from hpdm_core.families.pvdm.views import ClipPair
 from hpdm_core.families.registry import build_family, load_run_config
 from hpdm_core.metrics.seams import join_ratio
 from hpdm_core.nn.precision import matmul_precision
@@ -127,16 +131,17 @@ def pvdm_rows(bench: Bench, seed: int) -> list[Row]:
     quality: dict[str, dict[str, float]] = {}
     for arm in ("xy only", "three planes"):
         family = bench.family(config, seed)
-        rows_hw, columns_hw = family.config.planes.shapes[0]  # type: ignore[union-attr]
-        kept = torch.arange(family.config.planes.num_cells, device=bench.device) < rows_hw * columns_hw  # type: ignore[union-attr]
-        encoder = family.autoencoder.encoder  # type: ignore[union-attr]
+        assert isinstance(family, PvdmFamily)
+        rows_hw, columns_hw = family.config.planes.shapes[0]
+        kept = torch.arange(family.config.planes.num_cells, device=bench.device) < rows_hw * columns_hw
+        encoder = family.autoencoder.encoder
         if arm == "xy only":
-            encoder.register_forward_hook(lambda module, given, out, kept=kept: out * kept)  # type: ignore[union-attr]
+            encoder.register_forward_hook(lambda module, given, out, kept=kept: out * kept)
         bench.train(family, "ae", config, args.steps, seed)
         clips = bench.held_out(family, "ae", config).videos["clip"]
         still = clips[:, :, :1].expand_as(clips)
         with torch.no_grad(), computing(config.train, bench.device):
-            quality[arm] = {n: psnr(family.autoencoder(v), v) for n, v in (("moving", clips), ("still", still))}  # type: ignore[operator]
+            quality[arm] = {n: psnr(family.autoencoder(v), v) for n, v in (("moving", clips), ("still", still))}
     gain = quality["three planes"]["moving"] - quality["xy only"]["moving"]
     apart = quality["three planes"]["still"] - quality["xy only"]["still"]
     rows.append({"claim": "planes", "seed": seed, "holds": gain >= 2 and apart >= -0.5,
@@ -148,10 +153,12 @@ def pvdm_rows(bench: Bench, seed: int) -> list[Row]:
 
 
 @torch.no_grad()
-def previous_row(bench: Bench, family: Any, config: RunConfig, seed: int) -> Row:
+def previous_row(bench: Bench, family: PvdmFamily, config: RunConfig, seed: int) -> Row:
     """The error of predicted noise given the true clip before, none, and another video's."""
+    view, rows = family.view("ldm"), bench.args.num
+    assert isinstance(view, ClipPair)
     # Every row shows the second half of a video, and what came before it.
-    always, rows = replace(family.view("ldm"), conditional=1.0), bench.args.num
+    always = replace(view, conditional=1.0)
     source = StoreSource(bench.folder / "test", config)
     batch = next(source.batches(always, start=0, batch_size=rows, micro_batch=rows, world=World(bench.device)))
     z, previous = family.encode_pair(batch.videos["clip"], batch.videos["previous"], batch.meta["conditional"])
@@ -172,11 +179,11 @@ def previous_row(bench: Bench, family: Any, config: RunConfig, seed: int) -> Row
 
 
 @torch.no_grad()
-def joins_row(bench: Bench, family: Any, seed: int) -> Row:
+def joins_row(bench: Bench, family: PvdmFamily, seed: int) -> Row:
     """The change at joins over the change inside clips, of chained clips and of independent ones."""
     count, clips = min(16, bench.args.num), 4
     seeds = tuple(range(count))
-    options = family.sample_section(steps=(bench.args.sample_steps,), chunk=count)
+    options = PvdmSample(steps=(bench.args.sample_steps,), chunk=count)
     request = Request(seeds, frames=clips * FRAMES, device=bench.device)
     chained = to_uint8(run_plan(family.plan(request, options), seeds, bench.device, None)).cpu().numpy()
     apart = np.concatenate([np.roll(chained[:, :FRAMES], shift, axis=0) for shift in range(clips)], axis=1)
@@ -204,7 +211,7 @@ def mdm_rows(bench: Bench, seed: int) -> list[Row]:
         batch = bench.held_out(family, "full", config)
         streams = BatchStreams(seed, batch.positions, bench.device)
 
-        def measure(share: float, arm: str = arm, family: Any = family, config: RunConfig = config,
+        def measure(share: float, arm: str = arm, family: Family = family, config: RunConfig = config,
                     batch: Batch = batch, streams: BatchStreams = streams) -> None:  # fmt: skip
             family.eval()
             with torch.no_grad(), computing(config.train, bench.device):
@@ -222,13 +229,13 @@ def mdm_rows(bench: Bench, seed: int) -> list[Row]:
     return [low, {"claim": "agreement", "seed": seed, "holds": agree, "values": values}]
 
 
-def agreements(bench: Bench, family: Any) -> dict[str, float]:
+def agreements(bench: Bench, family: Family) -> dict[str, float]:
     """PSNR of the pooled large clip and the small one, of its frame 0 and the image, and of two different samples."""
     count = min(16, bench.args.num)
     seeds = tuple(range(count))
     videos = []
     for level in range(3):
-        options = family.sample_section(steps=(bench.args.sample_steps,), level=level, chunk=count)
+        options = MdmSample(steps=(bench.args.sample_steps,), level=level, chunk=count)
         plan = family.plan(Request(seeds, device=bench.device), options)
         videos.append(run_plan(plan, seeds, bench.device, None))
     pooled = F.avg_pool3d(videos[2], (1, 4, 4))

@@ -167,14 +167,14 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=95.0, help="items per second that one GPU takes")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    size = tuple(int(side) for side in args.size.split("x"))
+    height, width = (int(side) for side in args.size.split("x"))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         root = args.source or folder / "videos"
         if args.source is None:
             write_procedural(root)
         scan = scan_source(SourceOptions(path=root))
-        stores = {codec: prepare(scan, folder / codec, size, codec) for codec in ("raw", "jpeg")}
+        stores = {codec: prepare(scan, folder / codec, (height, width), codec) for codec in ("raw", "jpeg")}
         raw, jpeg = stores["raw"][0], stores["jpeg"][0]
         plain = without_markers(raw, jpeg, folder / "plain")
         readers = {

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.levels import RandomFeatures, level_chunks, rfd, sample_levels, usual_options
+from benchmarks.levels import RandomFeatures, hpdm_of, level_chunks, rfd, sample_levels, usual_options
 from benchmarks.machine import write_json
 from benchmarks.prompts import prompts_for, real_videos
 from hpdm_core.data.scenes import ScenePrompt
@@ -56,7 +56,7 @@ def pooled(video_THWC: np.ndarray, frames: int, size: tuple[int, int]) -> np.nda
     return F.adaptive_avg_pool2d(strided, size).permute(0, 2, 3, 1).numpy()
 
 
-def look(videos: Sequence[np.ndarray]) -> dict[str, float]:
+def look(videos: Iterable[np.ndarray]) -> dict[str, float]:
     """Outlines and grain of brightness, in grey levels: see the head of this file."""
     outlines, grain = [], []
     for video in videos:
@@ -102,7 +102,7 @@ def changes(model: LoadedModel, levels: list[np.ndarray], asked: list[ScenePromp
     """Grey levels between finest levels that differ in one thing."""
     texts, seeds = [p.text for p in asked], list(range(len(asked)))
     pixels = torch.from_numpy(levels[0]).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-    state = pixels / model.family.levels[0].scale  # type: ignore[index, union-attr]
+    state = pixels / hpdm_of(model).levels[0].scale
     same = finest_from(model, state, seeds, texts, batch)
     other_prompt = finest_from(model, state, seeds, another(texts), batch)
     other_level = finest_from(model, torch.stack(another(list(state))), seeds, texts, batch)

@@ -22,6 +22,7 @@ from benchmarks.levels import RandomFeatures, real_levels, rfd, sample_levels
 from benchmarks.machine import machine_facts
 from hpdm_core.config.schema import RunConfig
 from hpdm_core.data.store import VideoStore
+from hpdm_core.families.hpdm.config import HpdmModel
 from hpdm_core.families.registry import load_run_config
 from hpdm_core.families.weights import checkpoint_dirs, load_model
 from hpdm_core.pyramid.geometry import Pyramid
@@ -44,7 +45,8 @@ def run_seed(seed: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Train base, grown and scratch; score the checkpoints."""
     store, root, every = args.out / "train", args.out / f"seed-{seed}", max(1, args.steps // 3)
     grown = config_of(seed, args.steps, every, "model.fusion_init=identity")
-    pyramid = grown.model.pyramid  # type: ignore[attr-defined]
+    assert isinstance(grown.model, HpdmModel)
+    pyramid = grown.model.pyramid
     minutes = {}
     for name in ("base", "grown", "scratch"):
         started = time.perf_counter()

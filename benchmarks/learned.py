@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.levels import RandomFeatures, real_levels, rfd, sample_levels, with_classes
+from benchmarks.levels import RandomFeatures, hpdm_of, real_levels, rfd, sample_levels, with_classes
 from benchmarks.machine import machine_facts
 from hpdm_core.data.store import VideoStore
 from hpdm_core.data.write import write_gif
@@ -47,14 +48,16 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(args.run, device=device)
-    pyramid, steps = model.family.pyramid, [int(s) for s in args.steps.split(",")]  # type: ignore[union-attr]
+    pyramid, steps = hpdm_of(model).pyramid, [int(s) for s in args.steps.split(",")]
     train_store, test_store = VideoStore.open(args.train), VideoStore.open(args.test)
     # Both splits number the classes of the whole source alike; held-out clips of unseen classes are left out.
     seen = {c.label for c in train_store.clips if c.label is not None and c.num_frames >= pyramid.video[0]}
     reals, labels, _ = real_levels(test_store, pyramid, args.num, classes=sorted(seen))
     knowns, known_labels, known_clips = real_levels(train_store, pyramid, 3 * len(train_store.clips), seed=1)
     same = [i for i, label in enumerate(known_labels) if label in set(labels)]
-    options = {"steps": steps, **({"chunk": [int(n) for n in args.chunk.split(",")]} if args.chunk else {})}
+    options: dict[str, Any] = {"steps": steps}
+    if args.chunk:
+        options["chunk"] = [int(n) for n in args.chunk.split(",")]
     fakes = sample_levels(model, range(args.num), labels, batch=args.batch, **options)
     blank = sample_levels(untrained(model, device), range(args.num), labels, batch=args.batch, **options)
     shuffled = [labels[i] for i in np.random.default_rng(0).permutation(len(labels))]

@@ -13,7 +13,9 @@ import torch
 
 from hpdm_core.data.store import VideoStore
 from hpdm_core.data.window import Window
+from hpdm_core.errors import ConfigError
 from hpdm_core.families.generate import labels_of, sample_options
+from hpdm_core.families.hpdm.family import HpdmFamily
 from hpdm_core.families.weights import LoadedModel
 from hpdm_core.metrics.detectors import build_detector
 from hpdm_core.metrics.frechet import frechet_from_features
@@ -29,6 +31,13 @@ WIDTH = 64
 FRAMES = 16
 GPU_CHUNK = 64
 """Tiles of a network call on a GPU, which a call of one leaves idle."""
+
+
+def hpdm_of(model: LoadedModel) -> HpdmFamily:
+    """The model's family, which must be the one with a pyramid and a stage for each of its levels."""
+    if not isinstance(model.family, HpdmFamily):
+        raise ConfigError(f"{model.path} is a {model.family.name} model", hint="this benchmark needs an HPDM model")
+    return model.family
 
 
 def level_chunks(device: torch.device, batch: int) -> dict[str, list[int]]:
@@ -51,6 +60,7 @@ def sample_levels(
     usual = {**usual_options(device), **level_chunks(device, batch)}
     section = sample_options(model, {**usual, **options})
     labels = labels_of(model, seeds, ()) if labels is None else list(labels)
+    forms = hpdm_of(model).levels
     levels: list[list[np.ndarray]] = []
     for start in range(0, len(seeds), batch):
         rows = tuple(seeds[start : start + batch])
@@ -61,10 +71,9 @@ def sample_levels(
             stage, level = next(plan), 0
             while True:
                 state = run_stage(stage, rows, device)
-                scale = model.family.levels[level].scale  # type: ignore[index, union-attr]
                 if len(levels) <= level:
                     levels.append([])
-                levels[level].append(to_uint8(state["video"] * scale).cpu().numpy())
+                levels[level].append(to_uint8(state["video"] * forms[level].scale).cpu().numpy())
                 try:
                     stage = plan.send(state)
                 except StopIteration:

@@ -30,7 +30,7 @@ from hpdm_core.metrics.features import FeatureSet, Job, extract, frame_rule
 from hpdm_core.metrics.frechet import frechet_distance, frechet_from_features
 from hpdm_core.metrics.interval import frechet_limit, frechet_standard_error
 from hpdm_core.metrics.protocol import DetectorSection
-from hpdm_core.metrics.sources import StoreSource
+from hpdm_core.metrics.sources import Clip, StoreSource
 from hpdm_core.rng import numpy_stream
 from tests.golden.metrics_recipes import synth
 
@@ -136,6 +136,12 @@ def set_page_cache(store, keep):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def frames_of(clip: Clip) -> np.ndarray:
+    """The frames of a clip of a store whose videos are all long enough."""
+    assert clip.frames is not None, f"{clip.name} has only {clip.video_frames} frames"
+    return clip.frames
+
+
 def end_to_end(store, clips, precision, device, workers, batch, cached):
     """Seconds from opening the store to FVD with interval and limit: `clips` generated clips, as many real features.
 
@@ -148,7 +154,7 @@ def end_to_end(store, clips, precision, device, workers, batch, cached):
     start = time.perf_counter()
     source = StoreSource(store)
     order = itertools.islice(itertools.cycle(range(len(source))), clips)
-    taken = (clip.frames for clip in source.clips(order, frame_rule(16, 1, "first", 0), None, workers))
+    taken = map(frames_of, source.clips(order, frame_rule(16, 1, "first", 0), None, workers))
     fake = extract(taken, {"video": Job(detector)}, batch_size=batch, device=device)["video"]
     features_s = time.perf_counter() - start
     noise = numpy_stream(0, "benchmark/real").standard_normal(fake.features.shape, dtype=np.float32)

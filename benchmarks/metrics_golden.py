@@ -205,7 +205,8 @@ def blur(clip, index):
             pad[axis] = (2, 2)
             wide = np.pad(clip.astype(np.int64), pad, mode="edge")
             size = clip.shape[axis]
-            total = sum(k * np.take(wide, range(i, i + size), axis) for i, k in enumerate(kernel))
+            parts = (k * np.take(wide, range(i, i + size), axis) for i, k in enumerate(kernel))
+            total = sum(parts, np.zeros(clip.shape, np.int64))
             clip = total if axis == 1 else (total + 128) // 256
     return clip.astype(np.uint8)
 
@@ -250,7 +251,7 @@ def needs_trained_weights(table, reference):
 
 def main():
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--reference", type=Path, required=True, help="folder of fvd_reference.json and the arrays")
     parser.add_argument("--clips", type=Path, help="folder of the real clips")
     parser.add_argument("--device", default="cpu")

@@ -43,7 +43,8 @@ def gaussian_features(clips, width):
     """Features [clips, width] of both sides, with a spectrum that falls like that of real ones."""
     rng = np.random.default_rng(0)
     mixing = rng.standard_normal((width, width)) * 0.5 ** (np.arange(width) / 40) / np.sqrt(width) * 3
-    return tuple(rng.standard_normal((clips, width)) @ mixing.T for _ in range(2))
+    fake, real = (rng.standard_normal((clips, width)) @ mixing.T for _ in range(2))
+    return fake, real
 
 
 def rows_of(name, fake, real, counts):
@@ -53,8 +54,9 @@ def rows_of(name, fake, real, counts):
         pairs = [(fake[i : i + n], real[i : i + n]) for i in range(0, len(fake) - n + 1, n)][:MOST_PAIRS]
         plain = np.array([frechet_from_features(*pair) for pair in pairs])
         row = {"set": name, "n": n, "pairs": len(pairs), "fvd": plain.mean()}
-        limits = [frechet_limit(*pair) for pair in pairs]
-        if limits[0] is not None:
+        # All pairs are of n rows and of one width: every pair has a limit or none has.
+        limits = [limit for pair in pairs if (limit := frechet_limit(*pair)) is not None]
+        if limits:
             values = np.array([limit.value for limit in limits])
             row |= {
                 "limit": values.mean(),

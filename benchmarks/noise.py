@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.levels import hpdm_of
 from benchmarks.machine import write_json
 from hpdm_core.data.window import Batch
 from hpdm_core.diffusion.process import corrupt
@@ -35,14 +36,15 @@ COARSE_NOISE = 0.01
 @torch.no_grad()
 def measure(model: LoadedModel, batch: Batch, level: int, noise: float, share: float) -> dict[str, Any]:
     """One row of the table."""
-    family: Any = model.family
+    family = hpdm_of(model)
     device, rows, forms = batch.labels.device, len(batch.positions), family.levels[: level + 1]
     streams = BatchStreams(SEED, batch.positions, device)
     clean = [batch.videos[f"level{i}"] for i in range(level + 1)]
     amounts = [COARSE_NOISE] * level + [noise]
     sigmas = [torch.full((rows,), a / form.scale, device=device) for a, form in zip(amounts, forms, strict=True)]
     eps = [streams.normal(f"noise/level{i}", x.shape[1:]) for i, x in enumerate(clean)]
-    noisy = [corrupt(*parts, form.scale) for *parts, form in zip(clean, eps, sigmas, forms, strict=True)]
+    parts = zip(clean, eps, sigmas, forms, strict=True)
+    noisy = [corrupt(x, e, sigma, form.scale) for x, e, sigma, form in parts]
     inputs = [form.network_input(u, sigma) for form, u, sigma in zip(forms, noisy, sigmas, strict=True)]
     z, coordinate = torch.stack(inputs), family.schedule.coordinate(torch.stack(sigmas))
     condition = family.batch_condition(batch, streams)
@@ -83,16 +85,17 @@ def main() -> None:
     args = parser.parse_args()
     device = pick_device(args.device)
     model = load_model(args.ckpt, device=str(device))
-    model.family.condition_drop = 0.0  # type: ignore[assignment]
+    family = hpdm_of(model)
+    family.condition_drop = 0.0
     reading = model.config.data.model_copy(update={"workers": 0})
     source = StoreSource(args.data, model.config.model_copy(update={"data": reading}))
-    view = model.family.view(model.family.phases()[-1].name)
+    view = family.view(family.phases()[-1].name)
     batches = source.batches(view, start=0, batch_size=args.num, micro_batch=args.num, world=World(device))
     batch = next(batches)
     precision = "bf16" if device.type == "cuda" else "fp32"
     rows = []
     with matmul_precision(precision), autocast(device, precision):
-        for level in range(len(model.family.levels)):  # type: ignore[arg-type]
+        for level in range(len(family.levels)):
             for noise in args.noise:
                 rows.append(measure(model, batch, level, noise, args.share))
                 print("  ".join(f"{k} {v:8.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hpdm_core.families.base import Family
-from hpdm_core.families.hpdm.context import Fusion, Maps
+from hpdm_core.families.hpdm.context import Maps
 from hpdm_core.families.hpdm.denoiser import FusedBlock, Nested
 from hpdm_core.families.hpdm.family import HpdmFamily
 from hpdm_core.pyramid.coords import interpolate
@@ -21,7 +21,8 @@ class PlainBlock(FusedBlock):
     """A `FusedBlock` whose fusion is the literal one."""
 
     def _fuse_levels(self, x_LBND: Tensor, nested: Nested) -> Tensor:
-        fusion: Fusion = self.fusion  # type: ignore[assignment]
+        fusion = self.fusion
+        assert fusion is not None
         assert fusion.context is not None
         assert fusion.position is not None
         weight = torch.cat([fusion.own.weight, fusion.context.weight, fusion.position.T], dim=1)

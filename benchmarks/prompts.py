@@ -90,7 +90,9 @@ def measure(model: LoadedModel | None, args: argparse.Namespace) -> list[dict[st
     prompts = {part: prompts_for(held_out, args.num) for part, held_out in PARTS.items()}
     shape = (args.frames, *args.size)
     for weight in args.guidance if model else ():
-        options = _options(args, (weight, *model.config.sample.guidance[1:]))  # type: ignore[union-attr]
+        assert model is not None
+        own = model.config.sample.guidance  # pyright: ignore[reportAttributeAccessIssue]  # all families name it so
+        options = _options(args, (weight, *own[1:]))
         sheet: list[tuple[np.ndarray, str]] = []
         for part, asked in prompts.items():
             started = time.monotonic()

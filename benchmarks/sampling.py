@@ -33,14 +33,14 @@ from benchmarks.levels import usual_options
 from benchmarks.machine import machine_facts, write_json
 from benchmarks.plain_tiles import plain_tiles
 from hpdm_core.conditioning.text import without_towers
-from hpdm_core.config.schema import SampleSection
-from hpdm_core.families.base import Family
+from hpdm_core.config.schema import Extent, SampleSection
 from hpdm_core.families.generate import outline, sample_options
+from hpdm_core.families.hpdm.config import HpdmSample
 from hpdm_core.families.registry import build_family, load_run_config
 from hpdm_core.families.weights import LoadedModel, WeightsHeader, load_model
-from hpdm_core.metrics.seams import AXES, seam_ratio, tile_borders
+from hpdm_core.metrics.seams import AXES, Axis, seam_ratio, tile_borders
 from hpdm_core.nn.devices import compile_units
-from hpdm_core.nn.precision import Bf16Products, autocast, matmul_precision
+from hpdm_core.nn.precision import Bf16Products, Precision, autocast, matmul_precision
 from hpdm_core.sampling.engine import run_stage
 from hpdm_core.training.conditions import one_video, text_condition, with_placeholders
 
@@ -53,7 +53,7 @@ class SpeedRow:
 
     name: str
     mode: str = "eager"
-    precision: str = "bf16"
+    precision: Precision = "bf16"
     batch: int = 1
     frames: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -109,7 +109,7 @@ def measure_speed(row: SpeedRow, preset: str, device: str, overrides: Sequence[s
     with contextlib.ExitStack() as stack:
         if row.mode == "plain":
             stack.enter_context(plain_tiles())
-        stack.enter_context(Bf16Products(family.compile_units(), row.precision).held())  # type: ignore[arg-type]
+        stack.enter_context(Bf16Products(family.compile_units(), row.precision).held())
         for steps in ({"steps": [2]}, {}):  # two steps meet both phases
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
@@ -204,7 +204,7 @@ def measure_quality(
     options: dict[str, Any], batch: int, prompts: list[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Distance and seams by level, with the cost of one video."""
-    from benchmarks.levels import rfd, sample_levels
+    from benchmarks.levels import hpdm_of, rfd, sample_levels
     from hpdm_core.families.settings import seconds_of
 
     device = str(next(model.family.parameters()).device)
@@ -213,12 +213,14 @@ def measure_quality(
     mean_seconds = (time.perf_counter() - started) / len(reals[0])
     alone = {**options, **usual_options(torch.device(device))}
     plan = outline(model, frames=None, size=None, **options)
-    overlap = sample_options(model, options).overlap_axes  # type: ignore[attr-defined]
+    section, patch = sample_options(model, options), hpdm_of(model).pyramid.patch
+    assert isinstance(section, HpdmSample)
+    overlap = section.overlap_axes
     return {
         "options": options,
         "rfd": [rfd(real, features(fake)) for real, fake in zip(real_features, fakes, strict=True)],
-        "seams": [seams(model.family, fake, overlap) for fake in fakes],
-        "real_seams": [seams(model.family, real, overlap) for real in reals],
+        "seams": [seams(patch, fake, overlap) for fake in fakes],
+        "real_seams": [seams(patch, real, overlap) for real in reals],
         "calls": sum(stage.tile_calls for stage in plan.stages),
         "calls_by_level": [stage.tile_calls for stage in plan.stages],
         "block_evals": sum(stage.block_evals for stage in plan.stages),
@@ -226,14 +228,13 @@ def measure_quality(
     }
 
 
-def seams(family: Family, videos_NTHWC: np.ndarray, overlap: tuple[bool, bool, bool]) -> float:
+def seams(patch: Extent, videos_NTHWC: np.ndarray, overlap: tuple[bool, bool, bool]) -> float:
     """The strongest axis' seam ratio at the edges of tiles, mean over videos; 1 is none."""
-    patch = family.pyramid.patch  # type: ignore[union-attr]
-    borders = {
+    borders: dict[Axis, Sequence[int]] = {
         axis: tile_borders(length, part, part // 2 if shared else part)
         for axis, length, part, shared in zip(AXES, videos_NTHWC.shape[1:4], patch, overlap, strict=True)
     }
-    ratios = [seam_ratio(video, borders).ratios for video in videos_NTHWC]  # type: ignore[arg-type]
+    ratios = [seam_ratio(video, borders).ratios for video in videos_NTHWC]
     by_axis = [float(np.mean([r[axis] for r in ratios])) for axis in AXES if axis in ratios[0]]
     return max(by_axis, default=1.0)
 
@@ -294,14 +295,14 @@ def run_speed(args: argparse.Namespace) -> None:
 
 def run_quality(args: argparse.Namespace) -> None:
     """The table of distances."""
-    from benchmarks.levels import RandomFeatures, real_levels
+    from benchmarks.levels import RandomFeatures, hpdm_of, real_levels
     from hpdm_core.data.store import VideoStore
 
     started, results = time.perf_counter(), kept_rows(args.json)
     model = load_model(args.ckpt, device=args.device)
     features = RandomFeatures(args.device)
     store = VideoStore.open(args.data)
-    reals, _, clips = real_levels(store, model.family.pyramid, args.num)  # type: ignore[union-attr]
+    reals, _, clips = real_levels(store, hpdm_of(model).pyramid, args.num)
     texts = None if text_condition(model.config) is None else [store.clips[i].captions[0] for i in clips]
     real_features = [features(real) for real in reals]
     for name, options in quality_settings(args.steps, args.solvers, args.tilings):

@@ -41,6 +41,8 @@ TURNS = {"circle": 1, "ring": 1, "square": 6, "triangle": 8, "star": 6}  # per s
 SYMMETRY = {"circle": 1, "ring": 1, "square": 4, "triangle": 3, "star": 5}
 NOTHING = ""
 
+# The ignored reports below are about scipy, which has no types: pyright guesses them from defaults and returns.
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -97,7 +99,8 @@ def _is_object(video: Array) -> Array:
 
 def _colour(video: Array, solid: Array) -> Array:
     """The objects' mean colour: of pixels whose neighbours are objects too, where there are any."""
-    inner = solid & (ndimage.uniform_filter(solid.astype(np.float32), (0, 3, 3)) > 0.95)
+    around = ndimage.uniform_filter(solid.astype(np.float32), (0, 3, 3))  # pyright: ignore[reportArgumentType]
+    inner = solid & (around > 0.95)
     return np.median(video[inner if inner.sum() > len(video) else solid], axis=0)
 
 
@@ -109,7 +112,7 @@ def _nearest_colour(colour: Array) -> str:
 
 def _alpha(video: Array, solid: Array, colour: Array) -> Array:
     """How much of each pixel is object, `[T, H, W]` in [0, 1]: its place between background and object colour."""
-    far = ~ndimage.binary_dilation(solid, np.ones((1, 5, 5), bool))
+    far = np.logical_not(ndimage.binary_dilation(solid, np.ones((1, 5, 5), bool)))
     behind = np.stack(
         [
             np.median(frame[away], axis=0) if away.any() else frame.min((0, 1))
@@ -125,13 +128,14 @@ def _alpha(video: Array, solid: Array, colour: Array) -> Array:
 
 def _parts(alpha: Array, solid: Array) -> list[_Part]:
     """The objects of one frame, left to right: the connected pieces at least a third as large as the largest."""
-    pieces, num = ndimage.label(solid, np.ones((3, 3)))
+    pieces, num = ndimage.label(solid, np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
     if num == 0:
         return []
     sizes = ndimage.sum_labels(solid, pieces, np.arange(1, num + 1))
     order = [int(i) for i in np.argsort(-sizes)[:MOST] if sizes[i] >= max(sizes.max() / 3, 3)]
     kept = np.isin(pieces, [i + 1 for i in order])
-    distance, nearest = ndimage.distance_transform_edt(~kept, return_indices=True)  # type: ignore[misc]
+    found = ndimage.distance_transform_edt(~kept, return_indices=True)
+    distance, nearest = found  # pyright: ignore[reportGeneralTypeIssues]
     owner = np.where(distance <= 1.5, pieces[tuple(nearest)], 0)  # soft edges belong to the piece beside them
     weights = [np.where(owner == i + 1, alpha, 0) for i in order]
     parts = [_part(weight) for weight in weights if weight.sum() > 2]
@@ -141,7 +145,8 @@ def _parts(alpha: Array, solid: Array) -> list[_Part]:
 def _part(alpha: Array) -> _Part:
     centre = np.array(ndimage.center_of_mass(alpha))
     middle = (WINDOW - 1) / 2
-    picture = ndimage.affine_transform(alpha, np.ones(2), centre - middle, (WINDOW, WINDOW), order=1)
+    corner, size = centre - middle, (WINDOW, WINDOW)
+    picture = ndimage.affine_transform(alpha, np.ones(2), corner, size, order=1)  # pyright: ignore[reportArgumentType]
     return _Part(float(alpha.sum()), centre, picture)
 
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._inductor import config as inductor_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import machine_facts, write_json
@@ -34,7 +35,7 @@ from hpdm_core.config.schema import RunConfig
 from hpdm_core.data.window import Batch
 from hpdm_core.families.base import Family
 from hpdm_core.families.registry import build_family, load_run_config
-from hpdm_core.nn.precision import autocast, matmul_precision
+from hpdm_core.nn.precision import Precision, autocast, matmul_precision
 from hpdm_core.rng import BatchStreams
 from hpdm_core.training.distributed import World
 from hpdm_core.training.ema import Ema
@@ -57,7 +58,7 @@ class Row:
 
     name: str
     preset: str = "ucf101-m"
-    precision: str = "bf16"
+    precision: Precision = "bf16"
     bf16_attention: bool | str = False
     compile: bool = True
     batch: int = 16
@@ -193,7 +194,7 @@ def measure(row: Row, device: str, seconds: float, *, profile: bool = False) -> 
     config = load_run_config(row.preset, row.settings)
     flops = count_flops(config, device)
     trainer = build_trainer(row, config, device)
-    with matmul_precision(row.precision), torch._inductor.config.patch(dict(row.inductor)):  # type: ignore[arg-type]
+    with matmul_precision(row.precision), inductor_config.patch(dict(row.inductor)):
         started = time.perf_counter()
         steps = trainer.steps()
         for index in range(WARM_UP):
