@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.ablation import SIZE, prepare
+from benchmarks.curves import alone
 from benchmarks.levels import RandomFeatures, real_levels, rfd, sample_levels
 from benchmarks.machine import machine_facts
 from hpdm_core.config.schema import RunConfig
@@ -26,6 +27,7 @@ from hpdm_core.families.hpdm.config import HpdmModel
 from hpdm_core.families.registry import load_run_config
 from hpdm_core.families.weights import checkpoint_dirs, load_model
 from hpdm_core.pyramid.geometry import Pyramid
+from hpdm_core.report.chart import Series, line_chart
 from hpdm_core.training.finetune import finetune
 from hpdm_core.training.run import train
 
@@ -80,8 +82,19 @@ def score(checkpoint: Path, args: argparse.Namespace, pyramid: Pyramid) -> list[
     return scores
 
 
+def chart(rows: list[dict[str, Any]]) -> str:
+    """The finest level's distance against steps, grown beside from scratch, a line for each seed."""
+    lines = []
+    for arm in ("grown", "scratch"):
+        for seed in sorted({row["seed"] for row in rows}):
+            own = [row for row in rows if (row["arm"], row["seed"]) == (arm, seed)]
+            points = [row["rfd_by_level"][-1] for row in own]
+            lines.append(Series(f"{arm} seed {seed}", [row["step"] for row in own], points))
+    return alone(line_chart(lines, title="rFD of the finest level", x_label="steps of all levels", log=True))
+
+
 def main() -> None:
-    """Make the stores, run every seed, print the table."""
+    """Make the stores, run every seed, print the table, draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--base-steps", type=int, default=2000)
@@ -94,6 +107,7 @@ def main() -> None:
     prepare(args.out / "test", args.num, seed=2)
     rows = [row for seed in range(args.seeds) for row in run_seed(seed, args)]
     (args.out / "finetune.json").write_text(json.dumps({"machine": machine_facts(), "rows": rows}, indent=1))
+    (args.out / "finetune.svg").write_text(chart(rows))
     for row in rows:
         scores = "  ".join(f"{value:9.3f}" for value in row["rfd_by_level"])
         where = f"{row['arm']:8s} seed {row['seed']} step {row['step']:5d}"

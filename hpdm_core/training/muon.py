@@ -34,14 +34,16 @@ ADAM_SIZE = 0.2
 
 @dataclass
 class _Stack:
-    """All matrices of one shape with their momentum, [N, rows, columns]."""
+    """All weights of one shape with their momentum, [N, *shape]."""
 
     params: list[Tensor]
     momentum: Tensor
 
 
 class Muon(Optimizer):
-    """Muon over parameter groups; a group with `matrix: False` (vectors, embedding tables, other shapes) gets AdamW.
+    """Muon over parameter groups; a group with `matrix: False` (vectors, embedding tables) gets AdamW.
+
+    A convolution's kernel counts as the matrix [outputs, everything else].
 
     Setting `found_inf` to a device scalar before `step` makes that step a no-op on the device where it is 1. Gradients
     are expected to be clipped already, and there for every matrix; weights are whole on every rank. State is read in
@@ -99,8 +101,9 @@ class Muon(Optimizer):
             share, rate = share * good, rate * good
         stack.momentum.lerp_(gradients, share)
         ahead = gradients.lerp_(stack.momentum, group["momentum"])  # Nesterov's look ahead
-        rows, columns = ahead.shape[1:]
-        updates = orthogonal(ahead) * (rate * ADAM_SIZE * math.sqrt(max(rows, columns)))
+        matrices = ahead.flatten(2)  # a kernel's columns are what one output is summed from
+        updates = orthogonal(matrices) * (rate * ADAM_SIZE * math.sqrt(max(matrices.shape[1:])))
+        updates = updates.view_as(ahead)
         torch._foreach_mul_(stack.params, 1.0 - rate * group["weight_decay"])
         torch._foreach_sub_(stack.params, list(updates.unbind()))
 

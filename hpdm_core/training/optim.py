@@ -89,13 +89,13 @@ def build_optimizer(params: Mapping[str, nn.Parameter], undecayed: set[str], sec
 
 
 def _muon(params: Mapping[str, nn.Parameter], undecayed: set[str], section: OptimizerSection) -> Optimizer:
-    """Muon for the matrices that decay, AdamW for all else."""
+    """Muon for the matrices and kernels that decay, AdamW for all else."""
     if any(isinstance(p, DTensor) for p in params.values()):
         raise ConfigError(
             "train.optimizer.name=muon needs whole weight matrices, and train.parallel=fsdp shards them",
             hint="set train.parallel=ddp, or train.optimizer.name=lamb",
         )
-    matrices = [p for name, p in params.items() if name not in undecayed and p.ndim == 2]
+    matrices = [p for name, p in params.items() if name not in undecayed and (p.ndim == 2 or p.ndim >= 4)]
     chosen = {id(p) for p in matrices}
     others = [(name, p) for name, p in params.items() if id(p) not in chosen]
     groups = [

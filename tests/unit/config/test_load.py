@@ -107,7 +107,7 @@ def test_any_values_round_trip(gain: float, lr: float, name: str, widths: list[i
         (
             "sample: {}",
             "sample: {zzz: 1}",
-            "bad.yaml:13: key sample.zzz: unknown key; sample knows precision, compile, fast, steps, options",
+            "bad.yaml:13: key sample.zzz: unknown key; sample knows precision, compile, graphs, fast, steps, options",
         ),
         (
             "max_steps: 10",

@@ -19,6 +19,7 @@ from hpdm_core.training.optim import (
     trained_parameters,
     undecayed_names,
 )
+from tests.support import tiny_pvdm
 from tests.support.toy import ToyFamily, ToyModel
 
 
@@ -195,6 +196,27 @@ def test_muon_gives_matrices_orthogonal_steps_and_the_rest_adams():
             sizes[key] = torch.linalg.svdvals(step / (0.1 * 0.2 * max(p.shape) ** 0.5))
     assert sizes
     assert all(0.4 < values.median() < 1.3 for values in sizes.values())
+
+
+def test_muon_takes_a_kernel_as_the_matrix_that_a_convolution_is():
+    torch.manual_seed(0)
+    kernels = nn.Parameter(torch.randn(6, 4, 3, 3)), nn.Parameter(torch.randn(5, 2, 3, 3, 3))
+    matrices = [nn.Parameter(k.detach().flatten(1).clone()) for k in kernels]
+    a, b = Muon(kernels, lr=0.1), Muon(matrices, lr=0.1)
+    for _ in range(3):
+        for kernel, matrix in zip(kernels, matrices, strict=True):
+            kernel.grad = torch.randn_like(kernel)
+            matrix.grad = kernel.grad.flatten(1)
+        a.step()
+        b.step()
+    for kernel, matrix in zip(kernels, matrices, strict=True):
+        torch.testing.assert_close(kernel.flatten(1), matrix)
+    family = tiny_pvdm.tiny_family()
+    role = RoleOptimizer(family, Role("denoiser", ("denoiser",)), OptimizerSection(name="muon"))
+    moved = {id(p) for group in role.optimizer.param_groups if group["matrix"] for p in group["params"]}
+    kernels = [m.weight for m in family.denoiser.modules() if isinstance(m, nn.Conv2d)]
+    assert kernels
+    assert all(id(kernel) in moved for kernel in kernels)
 
 
 def test_gradients_are_clipped_once_to_the_global_norm():
