@@ -23,14 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.levels import RandomFeatures, hpdm_of, level_chunks, rfd, sample_levels, usual_options
+from benchmarks.levels import RandomFeatures, hpdm_of, level_chunks, level_states, rfd, sample_levels, usual_options
 from benchmarks.machine import write_json
 from benchmarks.prompts import prompts_for, real_videos
 from hpdm_core.data.scenes import ScenePrompt
 from hpdm_core.families.generate import sample_options
 from hpdm_core.families.weights import LoadedModel, load_model
 from hpdm_core.nn.precision import autocast, matmul_precision
-from hpdm_core.sampling.engine import run_stage
 from hpdm_core.sampling.stage import Request
 from hpdm_core.video import to_uint8
 
@@ -82,19 +81,14 @@ def finest_from(model: LoadedModel, level_0: Tensor, seeds: Sequence[int], texts
     """The finest level over a given level 0 (scaled state) with given prompts; uint8 [N, T, H, W, 3]."""
     device = next(model.family.parameters()).device
     section = sample_options(model, {**usual_options(device), **level_chunks(device, batch)})
-    made = []
+    made, scale = [], hpdm_of(model).levels[-1].scale
     for start in range(0, len(seeds), batch):
-        rows = slice(start, start + batch)
-        plan = model.family.plan(Request(tuple(seeds[rows]), None, tuple(texts[rows]), device=device), section)
+        part = slice(start, start + batch)
+        rows, first = tuple(seeds[part]), {"video": level_0[part].to(device)}
+        plan = model.family.plan(Request(rows, None, tuple(texts[part]), device=device), section)
         with matmul_precision(section.precision), autocast(device, section.precision):
-            stage, state = next(plan), {"video": level_0[rows].to(device)}
-            while True:
-                try:
-                    stage = plan.send(state)
-                except StopIteration as end:
-                    made.append(to_uint8(end.value).cpu())
-                    break
-                state = run_stage(stage, tuple(seeds[rows]), device)
+            *_, last = level_states(plan, rows, device, first)
+        made.append(to_uint8(last["video"] * scale).cpu())
     return torch.cat(made)
 
 

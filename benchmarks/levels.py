@@ -6,10 +6,11 @@ that a few hundred clips estimate a covariance. It is not FVD and is comparable 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hpdm_core.data.store import VideoStore
 from hpdm_core.data.window import Window
@@ -24,7 +25,7 @@ from hpdm_core.nn.precision import autocast, matmul_precision
 from hpdm_core.pyramid.geometry import Pyramid
 from hpdm_core.rng import numpy_stream
 from hpdm_core.sampling.engine import run_stage
-from hpdm_core.sampling.stage import Request
+from hpdm_core.sampling.stage import Request, Stage, State
 from hpdm_core.video import to_uint8
 
 WIDTH = 64
@@ -50,6 +51,21 @@ def usual_options(device: torch.device) -> dict[str, object]:
     return {"precision": "bf16", "graphs": True} if device.type == "cuda" else {"precision": "fp32"}
 
 
+def level_states(
+    plan: Generator[Stage, State, Tensor], rows: tuple[int, ...], device: torch.device, first: State | None = None
+) -> Iterator[State]:
+    """The finished state of every level in turn; `first` stands in for level 0's."""
+    stage = next(plan)
+    while True:
+        state = run_stage(stage, rows, device) if first is None else first
+        yield state
+        first = None
+        try:
+            stage = plan.send(state)
+        except StopIteration:
+            return
+
+
 @torch.no_grad()
 def sample_levels(
     model: LoadedModel, seeds: Sequence[int], labels: Sequence[int] | None = None, *, batch: int = 16,
@@ -68,17 +84,10 @@ def sample_levels(
         texts = None if prompts is None else tuple(prompts[start : start + batch])
         plan = model.family.plan(Request(rows, given, texts, device=device), section)
         with matmul_precision(section.precision), autocast(device, section.precision):
-            stage, level = next(plan), 0
-            while True:
-                state = run_stage(stage, rows, device)
+            for level, state in enumerate(level_states(plan, rows, device)):
                 if len(levels) <= level:
                     levels.append([])
                 levels[level].append(to_uint8(state["video"] * forms[level].scale).cpu().numpy())
-                try:
-                    stage = plan.send(state)
-                except StopIteration:
-                    break
-                level += 1
     return [np.concatenate(parts) for parts in levels]
 
 

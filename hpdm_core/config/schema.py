@@ -143,8 +143,8 @@ class OptimizerSection(Section):
     """Optimiser and learning-rate schedule. Warm-up is linear; `cosine` decays to `final_lr_fraction`.
 
     name: `muon` moves every two-dimensional parameter that decays (weight matrices, and tables of places, levels and
-    latents) and the kernels of convolutions, and leaves all others, embeddings among them, to AdamW with the same rate
-    and decay. betas, eps: of LAMB and AdamW. momentum: of Muon's matrices.
+    latents) and the kernels of 2D and 3D convolutions, and leaves all others, embeddings among them, to AdamW with the
+    same rate and decay. betas, eps: of LAMB and AdamW. momentum: of Muon's matrices.
     """
 
     name: Literal["lamb", "adamw", "muon"] = "lamb"

@@ -101,7 +101,7 @@ class Muon(Optimizer):
             share, rate = share * good, rate * good
         stack.momentum.lerp_(gradients, share)
         ahead = gradients.lerp_(stack.momentum, group["momentum"])  # Nesterov's look ahead
-        matrices = ahead.flatten(2)  # a kernel's columns are what one output is summed from
+        matrices = ahead.flatten(2)  # a kernel's row is what one output is summed from
         updates = orthogonal(matrices) * (rate * ADAM_SIZE * math.sqrt(max(matrices.shape[1:])))
         updates = updates.view_as(ahead)
         torch._foreach_mul_(stack.params, 1.0 - rate * group["weight_decay"])
