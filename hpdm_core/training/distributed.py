@@ -5,7 +5,10 @@ torchrun sets the environment; nothing here starts processes. All wrapping happe
 
 from __future__ import annotations
 
+import gc
 import os
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hpdm_core.errors import RankLost
+from hpdm_core.errors import HpdmError, RankLost
 from hpdm_core.families.base import Family
 from hpdm_core.nn.devices import pick_device
 
@@ -30,11 +33,12 @@ _GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """What collectives say when the process at the other end has died."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class World:
     """This process among `size` ranks, and the device it computes on.
 
-    `writers` are the same ranks for the thread that writes checkpoints; None where there is one rank.
+    `writers` are the same ranks for the thread that writes checkpoints; None where there is one rank, and once
+    `joined_world` has left.
     """
 
     device: torch.device
@@ -91,20 +95,35 @@ def joined_world(device: str | None) -> Iterator[World]:
         return
     backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
+    world = World(target, dist.get_rank(), dist.get_world_size())
     try:
-        writers = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=TIMEOUT))
-        world = World(target, dist.get_rank(), dist.get_world_size(), writers)
+        world.writers = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=TIMEOUT))
         yield world
         world.barrier()  # no rank takes the connections down while another still uses them
+    except HpdmError as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the model, and it the process group
+        raise
     except RuntimeError as error:
         if not any(words in str(error) for words in _GONE):
             raise
         raise RankLost(
-            f"rank {dist.get_rank()} lost the connection to another rank, whose message says why",
+            f"rank {world.rank} lost the connection to another rank, whose message says why",
             hint="run the same command again to continue",
         ) from error
     finally:
-        dist.destroy_process_group()
+        _leave(world)
+
+
+def _leave(world: World) -> None:
+    """Destroy the process groups, and with them gloo's threads.
+
+    A group ends its threads only when nothing refers to it any more. One that still runs when the interpreter shuts
+    down may want the interpreter's lock to free a tensor: before Python 3.14 that ends the process with SIGABRT.
+    """
+    world.writers = None
+    gc.collect()  # DDP holds its group in a cycle
+    dist.destroy_process_group()
+    time.sleep(0.2)  # caches of DTensor keep the group of sharded weights: its threads find the lock free meanwhile
 
 
 def distribute(family: Family, world: World, parallel: Literal["ddp", "fsdp"], num_roles: int) -> nn.Module:

@@ -50,6 +50,12 @@ def assert_all_ended_well(codes, errors):
     assert not said, "\n".join(said)
 
 
+def assert_no_thread_is_left(errors):
+    """Of the process groups: one that frees a tensor while Python shuts down ends the process with SIGABRT."""
+    for error in errors:
+        assert "gloo's threads at the end: 0" in error, error[-3000:]
+
+
 def assert_same_run(one, other, step=6):
     """Losses, gradient norms and final weights agree to float rounding."""
     for a, b in zip(read_log(one), read_log(other), strict=True):
@@ -120,8 +126,10 @@ def test_roles_and_stopping_agree_over_ranks(tmp_path):
     """Adversarial roles under DDP, and a time limit that every rank obeys at the same step."""
     codes, errors = launch(tmp_path / "run", 2, 'model={"adversarial": true}', "delay=0.05", "time_limit=0.5")
     assert codes == [75, 75], errors
+    assert_no_thread_is_left(errors)
     codes, errors = launch(tmp_path / "run", 2, 'model={"adversarial": true}')
     assert_all_ended_well(codes, errors)
+    assert_no_thread_is_left(errors)
     alone = tmp_path / "alone"
     fit(toy_config({"adversarial": True}), ToySource(), alone, device="cpu")
     assert_same_run(alone, tmp_path / "run", step=20)

@@ -6,6 +6,7 @@ Also a program: `python toy.py RUN KEY=VALUE...` trains the toy family in a proc
 import hashlib
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -221,12 +222,20 @@ def main(argv):
     slow_down_disk(float(options.pop("slow_disk", "0")))
     options = {key: json.loads(value) for key, value in options.items()}
     model = options.pop("model", None)
+    code = 0
     try:
         fit(toy_config(model, **options), ToySource(delay), Path(argv[0]), time_limit=limit, device=device)
     except HpdmError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+        code = error.exit_code
+    if "RANK" in os.environ:
+        print(f"gloo's threads at the end: {sum('gloo' in name for name in thread_names())}", file=sys.stderr)
+    return code
+
+
+def thread_names():
+    """Of this process, as Linux shows them; those of libraries too."""
+    return [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
 
 
 if __name__ == "__main__":
