@@ -154,8 +154,8 @@ class Family(nn.Module, ABC):
         """Whether a request for fewer frames makes exactly the first frames of the whole video, for less work."""
         return False
 
-    def varying(self, phase: str) -> str:
-        """Why the steps of `phase` are not the same kernels on tensors of the same shapes each time; "" if they are.
+    def varying(self, phase: str, micro_batch: int) -> str:
+        """Why the passes of `phase` over so many rows are not the same kernels on the same shapes each time, or "".
 
         What differs by the positions of a batch's rows alone counts too.
         """

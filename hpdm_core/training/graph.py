@@ -123,7 +123,7 @@ class GraphedStep:
 
 def graph_obstacle(family: Family, phase: Phase, world: World, rows: int, micro_batch: int) -> str:
     """Why a CUDA graph cannot hold a step of `phase`, `rows` rows in micro-batches; empty where it can."""
-    varying = family.varying(phase.name)
+    varying = family.varying(phase.name, micro_batch)
     reasons = {
         "it needs a GPU": world.device.type != "cuda",
         "it is for one process": world.size > 1,

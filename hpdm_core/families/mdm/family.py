@@ -63,7 +63,7 @@ class MdmFamily(ConditionedFamily):
         extents = tuple(level.extent for level in self.config.levels)
         return NestView(extents[: self._num_levels(phase)], max(frames for frames, _, _ in extents))
 
-    def varying(self, phase: str) -> str:
+    def varying(self, phase: str, micro_batch: int) -> str:
         """Mixed-resolution batches: how many rows reach a level, and which, follows from their positions."""
         mixed = min(self.config.row_shares(self._num_levels(phase))) < 1
         return "model.row_mix sends other rows through each level at every step" if mixed else ""

@@ -100,7 +100,8 @@ class TrainingSection(Section):
     alternate_steps: optimiser steps of the autoencoder, then as many of the critics, in turn.
     The four weights are the reference's. perceptual: the files of LPIPS.
     previous_share: share of items that see the clip before theirs (UCF-101 0.3, SkyTimelapse 0.2).
-    encode_rows: clips that the frozen encoder takes at once in `ldm`; more is faster and takes more memory.
+    encode_rows: clips that the frozen encoder takes at once in `ldm`; more is faster and takes more memory. With a
+        whole micro-batch and more the steps can run as a CUDA graph.
     """
 
     ae: PhaseSection = PhaseSection()

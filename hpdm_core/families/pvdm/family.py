@@ -86,9 +86,11 @@ class PvdmFamily(ConditionedFamily):
             return ClipPair(self.config.video, self.config.training.previous_share)
         return WholeClip(self.config.video)
 
-    def varying(self, phase: str) -> str:
-        """`ldm` encodes the clip before only for the rows that are given it."""
-        return "the number of clips that are given the one before changes with every step" if phase == "ldm" else ""
+    def varying(self, phase: str, micro_batch: int) -> str:
+        """`ldm` encodes the clip before only for the rows that are given it, unless one call holds all rows."""
+        if phase != "ldm" or self._encodes_all(micro_batch):
+            return ""
+        return "more rows than model.training.encode_rows encode the clip before only where they are given it"
 
     def compile_units(self) -> Sequence[nn.Module]:
         """The blocks of the autoencoder, of its projectors and of the U-Net."""
@@ -115,14 +117,23 @@ class PvdmFamily(ConditionedFamily):
     @torch.no_grad()
     def encode_pair(self, clip: Tensor, previous: Tensor, conditional_B: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [B, C, N] of the clips, and of the clips before them: zeros where `conditional_B` is 0."""
-        rows, batch = conditional_B.nonzero()[:, 0], len(clip)
-        encoder, chunk = self.autoencoder.encoder, min(self.config.training.encode_rows, batch)
-        # Filled up, so that all ranks gather the encoder's weights as often, whatever they have drawn.
-        filled = torch.cat([rows, rows.new_zeros(batch - len(rows))]) if self.sharded else rows
-        latents = in_chunks(encoder, chunk, torch.cat([clip, previous[filled]]))
-        z, given = latents[:batch], torch.zeros_like(latents[:batch])
-        given[rows] = latents[batch : batch + len(rows)]
-        return z, given
+        encoder, batch = self.autoencoder.encoder, len(clip)
+        chunk = min(self.config.training.encode_rows, batch)
+        if self._encodes_all(batch):
+            z, given = in_chunks(encoder, chunk, torch.cat([clip, previous])).chunk(2)
+            return z, given * conditional_B.view(-1, 1, 1)
+        rows = conditional_B.nonzero()[:, 0]
+        latents = in_chunks(encoder, chunk, torch.cat([clip, previous[rows]]))
+        given = torch.zeros_like(latents[:batch])
+        given[rows] = latents[batch:]
+        return latents[:batch], given
+
+    def _encodes_all(self, batch: int) -> bool:
+        """Whether every row's clip before is encoded, wanted or not: as cheap in one call, and the same for all ranks.
+
+        Its shapes never change, and nothing waits for the device to say which rows are wanted.
+        """
+        return self.sharded or self.config.training.encode_rows >= batch
 
     def _phase(self, name: str, section: PhaseSection, *roles: Role) -> Phase:
         """A phase with its section's steps, batch size and rule to stop."""

@@ -44,6 +44,8 @@ class Lpips(nn.Module):
                 channels = width
         self.features = nn.ModuleDict(convs)
         self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in WIDTHS)
+        for name, values in (("shift", SHIFT), ("scale", SCALE)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
         """[B] distances between RGB frames in [-1, 1], float32."""
@@ -53,8 +55,7 @@ class Lpips(nn.Module):
         return total
 
     def _stages(self, x_BCHW: Tensor) -> list[Tensor]:
-        shift, scale = (x_BCHW.new_tensor(v).view(1, 3, 1, 1) for v in (SHIFT, SCALE))
-        x, read = (x_BCHW - shift) / scale, []
+        x, read = (x_BCHW - self.get_buffer("shift")) / self.get_buffer("scale"), []
         for stage in STAGES:
             if read:
                 x = F.max_pool2d(x, 2)

@@ -9,6 +9,7 @@ from hpdm_core.families.pvdm.config import PerceptualSection
 from hpdm_core.families.pvdm.perceptual import STAGES, WIDTHS, PerceptualLoss, load_lpips
 from hpdm_core.rng import BatchStreams
 from tests.support import tiny_pvdm
+from tests.support.watch import Watch
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,12 @@ def test_gradients_reach_the_frames_and_not_the_network(network):
     assert a.grad is not None
     assert a.grad.abs().min() > 0
     assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_it_brings_no_constants_from_python_to_the_device(network):
+    with Watch() as watch:
+        network(frames(), frames(1))
+    assert watch.seen == []
 
 
 def test_dead_features_give_finite_gradients(files):
