@@ -29,6 +29,23 @@ HEARTBEAT_SECONDS = 5.0
 
 Kind = Literal["auto", "ucf101", "folder", "frames", "csv", "jsonl", "synthetic"]
 
+FLAGS = {
+    "--split": "split",
+    "--split-index": "split_index",
+    "--lists": "lists",
+    "--test-fraction": "test_fraction",
+    "--path-column": "path_column",
+    "--caption-column": "caption_column",
+    "--label-column": "label_column",
+    "--fps": "fps",
+    "--num": "num_clips",
+    "--frames": "num_frames",
+    "--seed": "seed",
+    "--style": "style",
+    "--frame-step": "frame_step",
+}
+"""Options that say which clips to take, and their fields of `SourceOptions`."""
+
 
 def prepare_data(
     src: Annotated[Path | None, typer.Argument(metavar="[SRC]", help="Folder, table or video file.")] = None,
@@ -121,6 +138,9 @@ def prepare_data(
     share = parse_share(shards) if shards else None
     scan = scan_source(options)
     console.print_note(_plan_text(scan, recipe, settings, out))
+    names = {field: flag for flag, field in FLAGS.items()}
+    for field in options.unread(scan.kind):
+        console.print_note(f"warning: {names.get(field, options.path)} is not used by --source {scan.kind}")
     if dry_run:
         return
     summary = _run(scan, out, recipe, settings, share, _command(options, scan.kind))
@@ -177,22 +197,7 @@ def _command(options: SourceOptions, kind: str) -> str:
     """The command line that would take the same clips, less size, codec and store."""
     words = ["hpdm", "prepare-data", *([str(options.path)] if options.path else []), "--source", kind]
     default = SourceOptions()
-    flags = {
-        "--split": "split",
-        "--split-index": "split_index",
-        "--lists": "lists",
-        "--test-fraction": "test_fraction",
-        "--path-column": "path_column",
-        "--caption-column": "caption_column",
-        "--label-column": "label_column",
-        "--fps": "fps",
-        "--num": "num_clips",
-        "--frames": "num_frames",
-        "--seed": "seed",
-        "--style": "style",
-        "--frame-step": "frame_step",
-    }
-    for flag, name in flags.items():
+    for flag, name in FLAGS.items():
         value = getattr(options, name)
         if value != getattr(default, name):
             words += [flag, str(value)]

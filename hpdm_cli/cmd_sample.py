@@ -114,7 +114,9 @@ def sample(
     """
     chosen_formats = _formats(formats)
     from hpdm_core.families import generate, weights
+    from hpdm_core.nn.devices import pick_device
 
+    pick_device(device)  # that it is there: before anything is written
     model = weights.load_model(ckpt)
     texts = _prompts(model, prompt or [], prompts, negative)
     _say_what_is_used(model, ckpt is None, texts)
@@ -128,13 +130,15 @@ def sample(
     outline = generate.outline(model, frames=frames, size=size, **options)
     wanted = _wanted_seeds(model, num, seeds, classes or [], texts)
     _check_negative(negative, generate.sample_options(model, options))
-    generate.labels_of(model, wanted, classes or [])
-    _print_plan(outline, len(wanted), asked)
+    labels = generate.labels_of(model, wanted, classes or [])
+    _note_surplus(asked, outline, guided=labels is not None or bool(texts) or bool(negative))
+    _print_plan(outline, len(wanted))
     if dry_run:
         return
+    rate = (fps or model.header.fps or DEFAULT_FPS) / outline.frame_step
     settings = {
-        "model": model.sha256, "frames": outline.frames, "size": list(outline.size), "classes": classes or [],
-        "options": generate.sample_options(model, options).model_dump(mode="json"),
+        "model": model.sha256, "frames": outline.frames, "size": list(outline.size), "fps": rate,
+        "classes": classes or [], "options": generate.sample_options(model, options).model_dump(mode="json"),
         **({"prompts": _plain(texts), "negative": negative} if texts or negative else {}),
         **({"joins": list(outline.joins)} if outline.joins else {}),
     }  # fmt: skip
@@ -155,7 +159,6 @@ def sample(
         model, todo, outline, classes=classes or [], prompts=texts, negative=negative, frames=frames, size=size,
         batch=batch, device=device, **options,
     )  # fmt: skip
-    rate = (fps or model.header.fps or DEFAULT_FPS) / outline.frame_step
     for item in made:
         _save(item, out, chosen_formats, rate, settings)
     if ranks == 1:
@@ -191,9 +194,17 @@ def _options(flags: dict[str, Any], overrides: list[str], known: Collection[str]
     return options | parse_sample_keys(overrides)
 
 
-def _note_surplus(asked: dict[str, Any], outline: Outline) -> None:
-    """Say which of the values asked for belong to no stage."""
-    stages = len(outline.stages)
+def _note_surplus(asked: dict[str, Any], outline: Outline, *, guided: bool) -> None:
+    """Say which of the values asked for belong to no stage, to no solver, or to no class or prompt."""
+    from hpdm_core.sampling.solvers import solver_info
+
+    stages, solvers = len(outline.stages), sorted({stage.solver for stage in outline.stages})
+    read = {option for name in solvers for option in solver_info(name).options}
+    for key in ("churn", "eta"):
+        if key in asked and key not in read:
+            console.print_note(f"warning: {key} is not used by {' and '.join(solvers)}")
+    if "guidance" in asked and not guided:
+        console.print_note("warning: --guidance is not used: the model is told no class and no prompt")
     for key in PER_STAGE:
         if len(given := asked.get(key, ())) > stages:
             unused = ", ".join(str(value) for value in given[stages:])
@@ -278,8 +289,7 @@ def _wanted_seeds(
     return tuple(range(num if num is not None else default))
 
 
-def _print_plan(outline: Outline, videos: int, asked: dict[str, Any]) -> None:
-    _note_surplus(asked, outline)
+def _print_plan(outline: Outline, videos: int) -> None:
     for stage in outline.stages:
         console.print_note(
             f"{stage.name}: {stage.frames}x{stage.size[0]}x{stage.size[1]}, {stage.steps} steps of {stage.solver}, "

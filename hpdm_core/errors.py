@@ -89,7 +89,7 @@ class ThresholdNotMet(HpdmError):
 
 
 class NumericsError(HpdmError):
-    """Training met non-finite numbers that it could not step over."""
+    """Training met non-finite numbers that it could not step over, or sampling made them."""
 
 
 class StoppedOnRequest(HpdmError):

@@ -21,7 +21,7 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A section of the config: frozen, strict about types, closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):

@@ -20,7 +20,7 @@ import torch
 from hpdm_core.conditioning.labels import NULL
 from hpdm_core.config.load import parse_config, plain_config
 from hpdm_core.config.schema import ConditionSection, SampleSection
-from hpdm_core.errors import ConfigError
+from hpdm_core.errors import ConfigError, NumericsError
 from hpdm_core.families.prompts import Prompts, prompt_notes, prompts_of, text_tokens
 from hpdm_core.families.registry import family_sections
 from hpdm_core.families.weights import LoadedModel
@@ -135,10 +135,15 @@ def iterate_samples(
 def _pixels(
     model: LoadedModel, request: Request, section: SampleSection, report: Callable[[Progress], None] | None
 ) -> np.ndarray:
-    """The videos of a request, uint8 [B, T, H, W, 3]."""
+    """The videos of a request, uint8 [B, T, H, W, 3]. Raises NumericsError where they are no numbers."""
     device = request.device
     with matmul_precision(section.precision), autocast(device, section.precision):
         video = run_plan(model.family.plan(request, section), request.seeds, device, report)
+    if not video.isfinite().all():
+        raise NumericsError(
+            "the model makes pixels that are not finite numbers",
+            hint="its weights are damaged or diverged, or guidance is too strong; an earlier checkpoint may serve",
+        )
     return to_uint8(video).cpu().numpy()
 
 

@@ -2,6 +2,7 @@
 
 RUN/config.yaml      the resolved config
 RUN/data.json        where the store was, for `report`; training itself never reads it
+RUN/.lock            held while a process trains
 RUN/log.jsonl        one object a line, cut back to the checkpoint on resume
 RUN/checkpoints/     see checkpoint.py
 RUN/samples/         what the model makes while it trains
@@ -10,6 +11,8 @@ RUN/samples/         what the model makes while it trains
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import torch
 
 from hpdm_core.config.load import dump_config
 from hpdm_core.config.schema import RunConfig
+from hpdm_core.data.store import STORE_FILE
 from hpdm_core.errors import ConfigError, StoppedOnRequest
 from hpdm_core.families.base import Family, Phase
 from hpdm_core.families.registry import build_family
@@ -24,6 +28,7 @@ from hpdm_core.families.weights import CHECKPOINTS, WEIGHTS_FILE
 from hpdm_core.nn.precision import matmul_precision
 from hpdm_core.rng import derive_seed
 from hpdm_core.training.checkpoint import Checkpoint, newest_valid, writing
+from hpdm_core.training.claim import claimed_run
 from hpdm_core.training.distributed import World, distribute, joined_world
 from hpdm_core.training.ema import Ema
 from hpdm_core.training.graph import check_graphable, graph_obstacle
@@ -127,12 +132,27 @@ class _Run:
         family = self._family(new=not resumed)
         self._check_graphs(family)
         self.world.barrier()
-        if self.world.main:
+        with self._claimed():
+            return self._phases(family, state, checkpoint)
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """The run directory with its config, held by the main rank."""
+        if not self.world.main:
+            yield
+            return
+        with ExitStack() as stack:
             with writing(self.out):
                 self.out.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(claimed_run(self.out))
                 (self.out / CONFIG_FILE).write_text(dump_config(self.config), encoding="utf-8")
                 if isinstance(self.source, StoreSource):
                     note_store(self.out, self.source.store)
+            yield
+
+    def _phases(self, family: Family, state: TrainState, checkpoint: Checkpoint | None) -> TrainResult:
+        """Run every phase from `checkpoint` on."""
+        resumed = checkpoint is not None
         keep = checkpoint.record["log_bytes"] if checkpoint else 0
         log = RunLog(self.out, keep_bytes=keep, step=state.total_step, enabled=self.world.main)
         phases = list(family.phases())
@@ -248,6 +268,8 @@ def _check_place(out: Path, fresh: bool) -> None:
     """Raise ConfigError where `out` cannot be a run, or is a used one. Every rank asks before any of them writes."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file", hint="--out names a folder")
+    if (out / STORE_FILE).exists():
+        raise ConfigError(f"{out} is a store of clips, and no place for a run", hint="choose another --out")
     if fresh and out.is_dir() and any(out.iterdir()):
         raise ConfigError(
             f"--fresh was given, and the run directory {out} is not empty",

@@ -16,7 +16,7 @@ from hpdm_core.config.schema import FrozenText, JointText, RunConfig
 from hpdm_core.data.dataset import CaptionReader, make_loader, to_device
 from hpdm_core.data.embeddings import TextEmbeddings, find_embeddings
 from hpdm_core.data.shard import write_text
-from hpdm_core.data.store import VideoStore
+from hpdm_core.data.store import STORE_FILE, VideoStore
 from hpdm_core.data.window import Batch, ClipView
 from hpdm_core.errors import DataError, StoreMismatch
 from hpdm_core.families.base import Family
@@ -173,7 +173,7 @@ def find_store(config: RunConfig, given: Path | None) -> Path:
         candidates = [Path(root) / dataset] if root else []
         candidates.append(Path("data") / dataset)
     for path in candidates:
-        if (path / "store.json").is_file():
+        if (path / STORE_FILE).is_file():
             return path
     places = " or ".join(str(path) for path in candidates)
     raise DataError(

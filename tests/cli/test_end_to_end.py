@@ -220,6 +220,9 @@ def test_values_for_stages_that_there_are_not_are_said(here) -> None:
     assert "warning: --steps 9, 8 is not used: the last stage is level2\n" in many.stderr
     assert "--guidance" not in many.stderr
     assert "not used" not in here(f"{line} --fast --level 0").stderr
+    assert "not used" not in here(f"{line} --set churn=3").stderr
+    other = here(f"{line} --solver euler --set churn=3 --set eta=1").stderr
+    assert "warning: churn is not used by euler\nwarning: eta is not used by euler\n" in other
     unreadable = here(f"{line} --guidance 4x")
     assert (unreadable.exit_code, "for example --guidance 4" in unreadable.stderr) == (2, True)
 
@@ -255,3 +258,46 @@ def test_fast_takes_fewer_calls_and_a_budget_needs_a_table(here) -> None:
     assert refused.exit_code == 2
     assert "no sampling settings were measured" in refused.output
     assert here("sample --ckpt runs/hpdm-smoke --budget 5s --fast").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [("--device tpu", "tpu"), ("--guidance nan", "finite"), ("--set churn=.inf", "finite")],
+)
+def test_what_cannot_be_sampled_claims_no_folder(here, folder: Path, options: str, message: str) -> None:
+    result = here(f"sample --ckpt runs/hpdm-smoke --num 1 --out unclaimed {options}")
+    assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+    assert not (folder / "unclaimed").exists()
+
+
+def test_a_folder_holds_samples_of_one_frame_rate(here) -> None:
+    line = "sample --ckpt runs/hpdm-smoke --num 1 --level 0 --out rates --device cpu --format gif"
+    assert here(f"{line} --fps 10").exit_code == 0
+    other = here(f"{line} --fps 30")
+    assert (other.exit_code, "made otherwise: fps: " in other.stderr) == (2, True)
+
+
+def test_weights_that_make_no_numbers_are_said_and_not_shown_black(here, folder: Path) -> None:
+    whole = next((folder / "runs/hpdm-smoke/checkpoints").glob("*/weights.safetensors"))
+    damaged = folder / "damaged.safetensors"
+    content = bytearray(whole.read_bytes())
+    content[-4000:] = b"\xff" * 4000
+    damaged.write_bytes(content)
+    result = here(f"sample --ckpt {damaged} --num 1 --out black --device cpu")
+    assert result.exit_code != 0
+    assert "not finite numbers" in result.stderr
+    assert not list((folder / "black").glob("seed_*"))
+
+
+def test_a_store_is_no_place_for_a_run(here, folder: Path) -> None:
+    result = here("train --preset hpdm-smoke --data data/smoke --out data/smoke")
+    assert (result.exit_code, "is a store of clips" in result.stderr) == (2, True)
+    assert not (folder / "data/smoke/config.yaml").exists()
+
+
+def test_options_of_another_source_are_said(here) -> None:
+    line = "prepare-data --source synthetic --num 2 --frames 4 --size 16x16 --out data/none --dry-run"
+    assert "not used" not in here(f"{line} --style plain --split train").stderr
+    said = here(f"{line} --caption-column x --fps 5").stderr
+    for flag in ("--caption-column", "--fps"):
+        assert f"warning: {flag} is not used by --source synthetic\n" in said

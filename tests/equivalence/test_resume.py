@@ -58,6 +58,19 @@ def straight(tmp_path_factory, threads):
     return state_hash(run / LAST), read_log(run)
 
 
+def test_a_second_process_is_refused_and_the_first_is_left_alone(tmp_path, straight):
+    run = tmp_path / "run"
+    first = start(run, "delay=0.6")
+    wait_for_log(run, 1, first)
+    second = start(run)
+    _, said = second.communicate(timeout=60)
+    assert (second.returncode, f"another process is training {run}" in said) == (2, True)
+    assert first.poll() is None
+    first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert (state_hash(run / LAST), read_log(run)) == straight
+
+
 @pytest.mark.parametrize("stop_at", [10, 15])
 def test_ten_and_ten_steps_equal_twenty(tmp_path, straight, stop_at):
     run = tmp_path / "run"

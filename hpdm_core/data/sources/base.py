@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -66,9 +66,20 @@ class Scan:
     notes: tuple[str, ...] = ()
 
 
+READ: dict[str, tuple[str, ...]] = {
+    "ucf101": ("path", "split_index", "lists"),
+    "folder": ("path",),
+    "frames": ("path", "fps"),
+    "csv": ("path", "fps", "path_column", "caption_column", "label_column"),
+    "jsonl": ("path", "fps", "path_column", "caption_column", "label_column"),
+    "synthetic": ("num_clips", "num_frames", "seed", "style", "frame_step"),
+}
+"""The fields of `SourceOptions` that each kind of source reads, besides the split and its fraction."""
+
+
 @dataclass(frozen=True)
 class SourceOptions:
-    """Everything that says which clips to take. Unused fields are ignored by other kinds of source.
+    """Everything that says which clips to take. `unread` names the fields that a kind of source has no use for.
 
     `lists` holds UCF-101's official split files; `test_fraction` splits any source by group instead.
     """
@@ -88,6 +99,14 @@ class SourceOptions:
     seed: int = 0
     style: Style = "rich"
     frame_step: int = 1
+
+    def unread(self, kind: str) -> list[str]:
+        """The fields that differ from their defaults, though a source of this kind does not read them."""
+        default = SourceOptions()
+        read = {"kind", "split", "test_fraction", *READ[kind]}
+        return [
+            f.name for f in fields(self) if f.name not in read and getattr(self, f.name) != getattr(default, f.name)
+        ]
 
     def folder(self) -> Path:
         """The source directory; ConfigError where there is none."""

@@ -83,8 +83,10 @@ class NestLevel(Section):
         ):
             if (within and width % HEADS) or (over and width % min(width, FRAME_HEAD_DIM)):
                 raise ValueError(f"a width of {width} does not divide into heads")
-        if any(self.layers("time_attention")) and any(side % 2 for side in self.size):
-            raise ValueError("attention over frames needs an even size")
+        for stage, layers in enumerate(self.layers("time_attention")):
+            size = self.size if self.shrink == "time" else tuple(side // 2**stage for side in self.size)
+            if layers and any(side % 2 for side in size):
+                raise ValueError(f"attention over frames needs an even size, and stage {stage} has {list(size)}")
         return self
 
 

@@ -131,6 +131,11 @@ class ClipChain:
                 f"this model makes videos of whole clips of {length} frames, and {frames} is no multiple of that",
                 hint=f"--frames can be {length}, {2 * length}, {3 * length}, …",
             )
+        if frames > length and self.family.config.training.previous_share == 0:
+            raise ConfigError(
+                f"this model has never been given the clip before, and makes one clip of {length} frames",
+                hint="train it with model.training.previous_share above 0",
+            )
         return frames // length
 
     @staticmethod

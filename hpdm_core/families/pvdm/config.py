@@ -99,7 +99,8 @@ class TrainingSection(Section):
     ae_gan: null leaves the adversarial phase and its critics out; its optimizer is the autoencoder's.
     alternate_steps: optimiser steps of the autoencoder, then as many of the critics, in turn.
     The four weights are the reference's. perceptual: the files of LPIPS.
-    previous_share: share of items that see the clip before theirs (UCF-101 0.3, SkyTimelapse 0.2).
+    previous_share: share of items that see the clip before theirs (UCF-101 0.3, SkyTimelapse 0.2). 0 trains on single
+        clips, and samples one.
     encode_rows: clips that the frozen encoder takes at once in `ldm`; more is faster and takes more memory. With a
         whole micro-batch and more the steps can run as a CUDA graph.
     """

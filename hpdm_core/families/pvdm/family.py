@@ -81,14 +81,14 @@ class PvdmFamily(ConditionedFamily):
         return tuple(found)
 
     def view(self, phase: str) -> ClipView:
-        """Two consecutive clips for `ldm`, one for the others."""
-        if phase == "ldm":
+        """Two consecutive clips for `ldm`, one for the others and where no item sees the clip before."""
+        if phase == "ldm" and self.config.training.previous_share > 0:
             return ClipPair(self.config.video, self.config.training.previous_share)
         return WholeClip(self.config.video)
 
     def varying(self, phase: str, micro_batch: int) -> str:
         """`ldm` encodes the clip before only for the rows that are given it, unless one call holds all rows."""
-        if phase != "ldm" or self._encodes_all(micro_batch):
+        if phase != "ldm" or self.config.training.previous_share == 0 or self._encodes_all(micro_batch):
             return ""
         return "more rows than model.training.encode_rows encode the clip before only where they are given it"
 
@@ -115,18 +115,20 @@ class PvdmFamily(ConditionedFamily):
         return ClipChain(self, request, options).stages()
 
     @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """Latents [B, C, N] of clips."""
+        return in_chunks(self.autoencoder.encoder, min(self.config.training.encode_rows, len(video)), video)
+
+    @torch.no_grad()
     def encode_pair(self, clip: Tensor, previous: Tensor, conditional_B: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [B, C, N] of the clips, and of the clips before them: zeros where `conditional_B` is 0."""
-        encoder, batch = self.autoencoder.encoder, len(clip)
-        chunk = min(self.config.training.encode_rows, batch)
-        if self._encodes_all(batch):
-            z, given = in_chunks(encoder, chunk, torch.cat([clip, previous])).chunk(2)
-            return z, given * conditional_B.view(-1, 1, 1)
-        rows = conditional_B.nonzero()[:, 0]
-        latents = in_chunks(encoder, chunk, torch.cat([clip, previous[rows]]))
-        given = torch.zeros_like(latents[:batch])
-        given[rows] = latents[batch:]
-        return latents[:batch], given
+        z = self.encode(clip)
+        if self._encodes_all(len(clip)):
+            return z, self.encode(previous) * conditional_B.view(-1, 1, 1)
+        rows, given = conditional_B.nonzero()[:, 0], torch.zeros_like(z)
+        if len(rows):
+            given[rows] = self.encode(previous[rows])
+        return z, given
 
     def _encodes_all(self, batch: int) -> bool:
         """Whether every row's clip before is encoded, wanted or not: as cheap in one call, and the same for all ranks.
@@ -147,7 +149,11 @@ class PvdmFamily(ConditionedFamily):
 
     def _denoising(self, batch: Batch, streams: BatchStreams) -> Losses:
         """The mean squared error of the predicted noise; one noise level and one noise for all planes."""
-        z, previous = self.encode_pair(batch.videos[CLIP], batch.videos[PREVIOUS], batch.meta["conditional"])
+        if PREVIOUS in batch.videos:
+            z, previous = self.encode_pair(batch.videos[CLIP], batch.videos[PREVIOUS], batch.meta["conditional"])
+        else:
+            z = self.encode(batch.videos[CLIP])
+            previous = torch.zeros_like(z)
         eps = streams.normal("noise", z.shape[1:])
         sigma = self.schedule.draw(streams.uniform("sigma", 1))[:, 0]
         output = self.denoiser(

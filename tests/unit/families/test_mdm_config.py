@@ -52,6 +52,7 @@ def test_the_network_inside_must_have_the_size_of_the_bottleneck_around_it():
         ({"size": (7, 4)}, "cannot be halved"),
         ({"channels": (8, 12)}, "does not divide into heads"),
         ({"attention": (1,)}, "attention has 1 entries"),
+        ({"size": (6, 6), "time_attention": (0, 1)}, r"even size, and stage 1 has \[3, 3\]"),
     ],
 )
 def test_a_level_that_cannot_be_built_says_why(change, message):

@@ -4,6 +4,7 @@ import torch
 
 from hpdm_core.conditioning.labels import NULL
 from hpdm_core.diffusion.process import corrupt
+from hpdm_core.errors import ConfigError
 from hpdm_core.families.pvdm.critics import Critics, adversarial_loss, feature_loss, frozen, hinge_loss, pick_frames
 from hpdm_core.families.pvdm.views import CLIP, PREVIOUS, ClipPair, WholeClip
 from hpdm_core.rng import BatchStreams, numpy_stream
@@ -109,6 +110,17 @@ def test_ranks_that_share_the_encoder_call_it_equally_often_whatever_they_draw()
     assert {found[True, share][0] for share in range(7)} == {6}
     assert found[False, 0][0] == 3
     assert all(found[True, share][1] == found[False, share][1] for share in range(7))
+
+
+def test_without_the_clip_before_one_clip_is_read_and_made():
+    family = tiny_pvdm.tiny_family(training={"previous_share": 0.0})
+    assert family.view("ldm") == family.view("ae")
+    batch = tiny_pvdm.random_batch(POSITIONS, conditional=[0] * 6)
+    expected = family.losses("denoiser", batch, BatchStreams(0, POSITIONS)).total
+    del batch.videos[PREVIOUS], batch.meta["conditional"]
+    assert family.losses("denoiser", batch, BatchStreams(0, POSITIONS)).total == expected
+    with pytest.raises(ConfigError, match="never been given the clip before"):
+        tiny_pvdm.sample(family, [0], request={"frames": 8})
 
 
 def test_padding_before_a_short_clip_is_never_seen():
