@@ -33,6 +33,7 @@ from hpdm_core.nn.precision import matmul_precision
 from hpdm_core.rng import BatchStreams
 from hpdm_core.training.conditions import text_condition, with_placeholders
 from hpdm_core.training.optim import RoleOptimizer
+from hpdm_core.training.state import phase_micro
 from hpdm_core.training.switches import apply_switches, computing
 
 MILLION, GIB = 1e6, 2**30
@@ -119,7 +120,7 @@ def run_row(preset: str, batch: int, phases: str, device: str) -> dict[str, Any]
     with matmul_precision(config.train.precision):
         for phase in family.phases():
             if phases in ("all", phase.name):
-                rows = min(config.train.micro_batch or config.train.batch_size, batch)
+                rows = min(phase_micro(phase, config.train) or config.train.batch_size, batch)
                 steps += [step(family, phase, role, rows, config, device) for role in phase.roles]
     return {"preset": preset, "batch": batch, "parameters": parts, "steps": steps, "precision": config.train.precision}
 

@@ -74,7 +74,7 @@ def finetune_hires(
         return
     if nproc > 1:
         for phase in plan.training.phases:
-            rank_rows(phase.batch_size, config.train.micro_batch, nproc)
+            rank_rows(phase.batch_size, phase.micro_batch, nproc)
         raise typer.Exit(launch(command_line(context), nproc, device))
     for line in describe(plan, store, run).splitlines():
         console.print_note(line)

@@ -33,7 +33,7 @@ def train(
     """Train a preset on a prepared store.
 
     The run directory is --out, or runs/<preset>. The same command again continues from the newest
-    checkpoint there. SIGTERM, SIGINT, SIGUSR1 and --time-limit end the run cleanly with exit code 75.
+    checkpoint there. SIGTERM, SIGINT, SIGHUP, SIGUSR1 and --time-limit end the run cleanly with exit code 75.
     """
     limit = parse_duration(time_limit) if time_limit else None
     run = out or Path("runs") / Path(preset).stem
@@ -52,7 +52,7 @@ def train(
         return
     if nproc > 1:
         for phase in plan.phases:
-            rank_rows(phase.batch_size, config.train.micro_batch, nproc)
+            rank_rows(phase.batch_size, phase.micro_batch, nproc)
         raise typer.Exit(launch(command_line(context), nproc, device))
     for line in describe(plan, store, run).splitlines():
         console.print_note(line)
@@ -94,7 +94,7 @@ def _describe_phase(phase: PhasePlan) -> list[str]:
     sizes = ", ".join(f"{height}x{width}" for height, width in phase.sizes)
     lines = [
         f"phase {phase.name}: {phase.steps:,} steps of {phase.batch_size} videos "
-        f"in {phase.micro_batches} micro-batches, {phase.videos:,} videos in all",
+        f"in {phase.batch_size // phase.micro_batch} micro-batches, {phase.videos:,} videos in all",
         f"  reads clips of at least {phase.frames} frames at {sizes}",
     ]
     if phase.clips is not None:

@@ -51,12 +51,13 @@ class Plateau:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training. `steps: None` takes the config's; `batch_size` likewise. plateau: ends it earlier."""
+    """A stretch of training. None takes the config's steps, batch size and micro-batch. plateau: ends it earlier."""
 
     name: str
     roles: tuple[Role, ...]
     steps: int | None = None
     batch_size: int | None = None
+    micro_batch: int | None = None
     plateau: Plateau | None = None
 
 

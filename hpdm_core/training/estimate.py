@@ -21,7 +21,7 @@ from hpdm_core.training.plan import sampling_outline
 from hpdm_core.training.rehearsal import Rehearsal, StepCost
 from hpdm_core.training.run import rank_rows
 from hpdm_core.training.source import weightless_family
-from hpdm_core.training.state import TrainState, phase_batch, phase_steps
+from hpdm_core.training.state import TrainState, phase_batch, phase_micro, phase_steps
 
 GIB = 2**30
 CONTEXT = 0.6 * GIB
@@ -156,7 +156,7 @@ def _phase(rehearsal: Rehearsal, phase: Phase, gpus: int, memory: float, scale: 
 
 def _role(rehearsal: Rehearsal, phase: Phase, index: int, gpus: int, memory: float, scale: float) -> RoleEstimate:
     train = rehearsal.config.train
-    rows, micro = rank_rows(phase_batch(phase, train), train.micro_batch, gpus)
+    rows, micro = rank_rows(phase_batch(phase, train), phase_micro(phase, train), gpus)
     cost = rehearsal.step(phase, phase.roles[index], rows, micro, resident=rows > micro or gpus > 1)
     parts = {**cost.peak, "workspace": WORKSPACE}
     if train.parallel == "fsdp" and gpus > 1:

@@ -13,7 +13,7 @@ from hpdm_core.families.base import Family, Phase
 from hpdm_core.sampling.stage import Outline
 from hpdm_core.training.conditions import class_condition, one_video
 from hpdm_core.training.source import StoreSource, fitted, weightless_family
-from hpdm_core.training.state import TrainState, phase_batch, phase_steps
+from hpdm_core.training.state import TrainState, phase_batch, phase_micro, phase_steps
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class PhasePlan:
     name: str
     steps: int
     batch_size: int
-    micro_batches: int
+    micro_batch: int
     frames: int
     sizes: tuple[tuple[int, int], ...]
     clips: int | None = None
@@ -90,7 +90,7 @@ def _plan_phase(config: RunConfig, family: Family, phase: Phase, store: VideoSto
         name=phase.name,
         steps=phase_steps(phase, train, TrainState()),
         batch_size=batch,
-        micro_batches=batch // min(train.micro_batch or batch, batch),
+        micro_batch=min(phase_micro(phase, train) or batch, batch),
         frames=view.frames,
         sizes=tuple(view.sizes),
         clips=clips,

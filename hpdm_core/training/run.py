@@ -42,7 +42,7 @@ from hpdm_core.training.resume import check_resumable, optimizer_tensors, restor
 from hpdm_core.training.samples import grid_sampler
 from hpdm_core.training.saving import CheckpointWriter
 from hpdm_core.training.source import Source, StoreSource, find_store, fitted, note_store
-from hpdm_core.training.state import TrainState, phase_batch
+from hpdm_core.training.state import TrainState, phase_batch, phase_micro
 from hpdm_core.training.switches import apply_switches
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ class _Run:
         """Refuse `train.cuda_graph` now where any phase would, not after the phases before it."""
         train = self.config.train
         for phase in family.phases() if train.cuda_graph is True else ():
-            rows, micro = rank_rows(phase_batch(phase, train), train.micro_batch, self.world.size)
+            rows, micro = rank_rows(phase_batch(phase, train), phase_micro(phase, train), self.world.size)
             check_graphable(family, phase, self.world, rows, micro)
 
     def _run_phase(
@@ -218,7 +218,7 @@ class _Run:
     def _trainer(self, family: Family, phase: Phase, state: TrainState) -> Trainer:
         """Everything that steps `phase` from where `state` stands, with untrained optimisers."""
         train, world = self.config.train, self.world
-        rows, micro = rank_rows(phase_batch(phase, train), train.micro_batch, world.size)
+        rows, micro = rank_rows(phase_batch(phase, train), phase_micro(phase, train), world.size)
         trained = {id(p) for role in phase.roles for m in role.modules for p in family.get_submodule(m).parameters()}
         for param in family.parameters():
             param.requires_grad_(id(param) in trained)
@@ -255,7 +255,7 @@ class _Run:
             hooks.insert(0, GradShareHook(trainer, train.grad_share_every_steps, line))
         rule = trainer.phase.plateau
         if rule is not None:
-            rows = train.micro_batch or phase_batch(trainer.phase, train) // self.world.size
+            rows = phase_micro(trainer.phase, train) or phase_batch(trainer.phase, train) // self.world.size
             score = FrechetScore(trainer, self.source, rule, rows)
             hooks.insert(0, PlateauHook(trainer, self.out, rule, score, line, writer))
         if train.sample_every_steps is not None:

@@ -63,6 +63,11 @@ def phase_batch(phase: Phase, train: TrainSection) -> int:
     return phase.batch_size or train.batch_size
 
 
+def phase_micro(phase: Phase, train: TrainSection) -> int | None:
+    """The rows of one pass of `phase`; None for all rows of a rank at once."""
+    return phase.micro_batch or train.micro_batch
+
+
 def phase_steps(phase: Phase, train: TrainSection, state: TrainState) -> int:
     """Steps of `phase` from its start to its end, given how far it has come.
 

@@ -97,6 +97,7 @@ class NestPhase(Section):
     levels: Count
     steps: Count | None = None
     batch_size: Count | None = None
+    micro_batch: Count | None = None
 
 
 class MdmModel(ModelSection):

@@ -55,7 +55,9 @@ class MdmFamily(ConditionedFamily):
         found = []
         for phase in self.config.phase_list():
             modules = (*shared, *(f"denoiser.levels.{k}" for k in range(phase.levels)))
-            found.append(Phase(phase.name, (Role(phase.name, modules),), phase.steps, phase.batch_size))
+            found.append(
+                Phase(phase.name, (Role(phase.name, modules),), phase.steps, phase.batch_size, phase.micro_batch)
+            )
         return tuple(found)
 
     def view(self, phase: str) -> NestView:

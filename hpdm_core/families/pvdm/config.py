@@ -89,6 +89,7 @@ class PhaseSection(Section):
 
     steps: Count | None = None
     batch_size: Count | None = None
+    micro_batch: Count | None = None
     optimizer: OptimizerSection | None = None
     stop: StopSection | None = None
 

@@ -141,7 +141,7 @@ class PvdmFamily(ConditionedFamily):
         """A phase with its section's steps, batch size and rule to stop."""
         stop = section.stop
         rule = None if stop is None else Plateau(self._reconstruct, stop.every_steps, stop.patience, stop.clips)
-        return Phase(name, roles, section.steps, section.batch_size, rule)
+        return Phase(name, roles, section.steps, section.batch_size, section.micro_batch, rule)
 
     def _reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The clips and what the autoencoder makes of them."""

@@ -151,3 +151,10 @@ def test_the_plan_of_a_run_names_its_phases_and_sizes(store):
         ("full", 8, ((32, 32), (16, 16))),
     ]
     assert (plan.sampling.frames, plan.sampling.size) == (8, (32, 32))
+
+
+def test_smaller_networks_of_the_paper_presets_take_more_rows_at_a_time():
+    plan = plan_training(load_run_config("mdm-ucf101"), None)
+    assert [(phase.name, phase.batch_size, phase.micro_batch) for phase in plan.phases] == [
+        ("low", 64, 64), ("mid", 64, 16), ("full", 64, 4),
+    ]  # fmt: skip

@@ -1,6 +1,7 @@
 """What the loop does step by step: clocks, phases, roles, log lines, hooks; and a golden run."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from hpdm_core.families.base import Phase
 from hpdm_core.training.run import fit
 from hpdm_core.training.state import TrainState, phase_steps
-from tests.support.toy import ToySource, read_log, toy_config
+from tests.support.toy import ToyFamily, ToySource, read_log, toy_config
 
 # Losses of the toy family's first 20 steps on the CPU: a change here is a change of the method's numbers.
 GOLDEN = [
@@ -90,6 +91,19 @@ def test_phases_follow_each_other_on_one_stream(tmp_path):
     ]
     assert positions == list(range(3 * 2 + 5 * 4))
     assert (result.step, result.videos_seen) == (8, 26)
+
+
+def test_a_phase_may_have_micro_batches_of_its_own(tmp_path, monkeypatch):
+    phases, passes = ToyFamily.phases, []
+    monkeypatch.setattr(ToyFamily, "phases", lambda family: tuple(replace(p, micro_batch=1) for p in phases(family)))
+
+    class Spy(ToySource):
+        def batches(self, view, **where):
+            passes.append((where["batch_size"], where["micro_batch"]))
+            return super().batches(view, **where)
+
+    fit(toy_config({"two_phases": True}, max_steps=2, micro_batch=2), Spy(), tmp_path / "run", device="cpu")
+    assert passes == [(2, 1), (4, 1)]
 
 
 def test_a_phase_trains_its_modules_alone(tmp_path):
