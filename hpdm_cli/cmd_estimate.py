@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hpdm_cli import console
-from hpdm_cli.options import Json, Overrides
-from hpdm_core.errors import ConfigError
+from hpdm_cli.options import Json, Overrides, require_finite
+from hpdm_core.data.disk import require_writable
 
 if TYPE_CHECKING:
     from hpdm_core.training.estimate import Estimate, PhaseEstimate, RoleEstimate
@@ -35,9 +35,10 @@ def estimate(
     from hpdm_core.families.registry import load_run_config
     from hpdm_core.training.estimate import estimate as run_estimate
 
+    require_finite({"--gpu-memory": gpu_memory, "--tflops": tflops, "--price": price})
     config = load_run_config(preset, overrides or [])
-    if json_file is not None and not json_file.parent.is_dir():
-        raise ConfigError(f"cannot write {json_file}: its folder does not exist", hint="choose another --json FILE")
+    if json_file is not None:
+        require_writable(json_file, "--json")
     found = run_estimate(config, gpus=gpus, memory_gib=gpu_memory, tflops=tflops)
     if json_file is not None:
         json_file.write_text(json.dumps(as_json(found, preset, price), indent=1) + "\n", encoding="utf-8")

@@ -16,7 +16,8 @@ import typer
 from hpdm_cli import console
 from hpdm_cli.generated import NO_CAPTIONS, Inputs, open_fake
 from hpdm_cli.launch import command_line, launch, world
-from hpdm_cli.options import Device, DryRun, Json, Nproc, parse_size
+from hpdm_cli.options import Device, DryRun, Json, Nproc, parse_size, require_finite
+from hpdm_core.data.disk import require_writable
 from hpdm_core.errors import ConfigError, ThresholdNotMet
 
 if TYPE_CHECKING:
@@ -94,9 +95,9 @@ def eval_fvd(
     Exit codes: 0 done, 3 unusable videos, 5 missing weights, 6 a threshold was not met. One line per metric on
     a pipe, a table on a terminal, everything with --json. Offline.
     """
+    require_finite({"--max-fvd": max_fvd, "--min-is": min_is})
     chosen = _protocol(protocol, detector, n, size, overrides or [])
-    names = tuple(part.strip() for part in (metrics or "").split(",") if part.strip()) or chosen.metrics
-    names = _with_thresholds(names, max_fvd, min_is)
+    names = _metrics(metrics or "", chosen, max_fvd, min_is)
     if dry_run:
         from hpdm_core.config.document import dump_document
 
@@ -105,8 +106,6 @@ def eval_fvd(
     _check_usage(fake, watch, {"--fake": fake or None, "--json": json_file, "--max-fvd": max_fvd, "--min-is": min_is,
                                 "--nproc": nproc if nproc > 1 else None})  # fmt: skip
     if json_file is not None:
-        from hpdm_core.metrics.real_cache import require_writable
-
         require_writable(json_file, "--json")
     from hpdm_core.metrics.deal import Deal
     from hpdm_core.metrics.evaluate import check_evaluation
@@ -159,12 +158,13 @@ def _protocol(name: str, detector: str | None, n: int | None, size: str | None, 
     return loaded.model_copy(update={"name": f"{loaded.name} ({', '.join(changes)})"}) if changes else loaded
 
 
-def _with_thresholds(names: tuple[str, ...], max_fvd: float | None, min_is: float | None) -> tuple[str, ...]:
-    """The metrics, with those that a threshold is set on."""
-    wanted = list(names)
-    wanted += ["fvd"] if max_fvd is not None and "fvd" not in names else []
-    wanted += ["is"] if min_is is not None and "is" not in names else []
-    return tuple(wanted)
+def _metrics(listed: str, protocol: Protocol, max_fvd: float | None, min_is: float | None) -> tuple[str, ...]:
+    """The metrics listed, else the protocol's, with those that a threshold is set on."""
+    from hpdm_core.metrics.scores import parse_metrics
+
+    names = tuple(part.strip() for part in listed.split(",") if part.strip()) or protocol.metrics
+    bounded = [name for name, bound in (("fvd", max_fvd), ("is", min_is)) if bound is not None]
+    return parse_metrics((*names, *bounded))
 
 
 def _check_usage(fake: str, watch: Path | None, given: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from hpdm_cli import console
 from hpdm_cli.options import Json
+from hpdm_core.data.disk import require_writable
 from hpdm_core.data.store import STORE_FILE, VideoStore
 from hpdm_core.data.survey import Survey, survey_store, verify_store
 from hpdm_core.data.write import read_metadata, write_contact_sheet
@@ -38,6 +39,9 @@ def inspect(
 
     A store: counts, lengths, frame rates, classes, duplicates, black and static clips.
     """
+    for option, file in (("--json", json_file), ("--contact-sheet", contact_sheet)):
+        if file is not None:
+            require_writable(file, option)
     if path.suffix.lower() in SAMPLE_SUFFIXES and path.is_file():
         _finish(read_metadata(path), json_file, "no provenance: not written by hpdm")
     elif (path / STORE_FILE).is_file() or not _is_run(path):

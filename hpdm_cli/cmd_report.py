@@ -9,6 +9,7 @@ import typer
 
 from hpdm_cli import console
 from hpdm_cli.options import Device
+from hpdm_core.data.disk import require_writable
 from hpdm_core.errors import ConfigError
 
 
@@ -30,12 +31,12 @@ def report(
     """
     if out.is_dir():
         raise ConfigError(f"{out} is a folder", hint=f"name a file, for example --out {out / 'report.html'}")
+    require_writable(out, "--out")
     from hpdm_core.nn.devices import pick_device
     from hpdm_core.report.build import clips_to_embed, write_report
 
     total = clips_to_embed(paths, store, nearest)
     where = str(pick_device(device))
-    out.parent.mkdir(parents=True, exist_ok=True)
     if total:
         with console.progress("nearest", total, unit="clips") as bar:
             write_report(paths, out, store=store, nearest=nearest, device=where, advance=bar.advance)

@@ -5,7 +5,9 @@ A parser takes the text after an option and returns a value; ConfigError says wh
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,7 @@ import typer
 
 from hpdm_core.errors import ConfigError
 
+MAX_SEEDS = 10_000_000
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 
 
@@ -26,7 +29,10 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """`3`, `0-63` or `1,5,8-9` as a tuple of seeds in the order written; a repeated seed is an error."""
+    """`3`, `0-63` or `1,5,8-9` as a tuple of seeds in the order written; a repeated seed is an error.
+
+    Ten million at most: a slip of the hand is not to fill the memory.
+    """
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
@@ -35,6 +41,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ConfigError(f"seeds {part.strip()} run backwards", hint=f"write {last}-{first}")
+        if len(seeds) + last - first >= MAX_SEEDS:
+            raise ConfigError(f"seeds {text!r} are too many", hint=f"one command takes {MAX_SEEDS:,} at most")
         seeds.extend(range(first, last + 1))
     if len(set(seeds)) != len(seeds):
         raise ConfigError(f"seeds {text!r} name one seed twice", hint="a seed makes one video; name it once")
@@ -71,6 +79,13 @@ def parse_share(text: str) -> tuple[int, int]:
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise ConfigError(f"cannot read shards {text!r}", hint="for example 3/8, the third of eight shares: 1/8 to 8/8")
     return int(match[1]), int(match[2])
+
+
+def require_finite(options: Mapping[str, float | None]) -> None:
+    """Raise ConfigError for an option that is `nan` or infinite, which every comparison would pass over."""
+    for name, value in options.items():
+        if value is not None and not math.isfinite(value):
+            raise ConfigError(f"{name} is {value}", hint=f"give a finite number, for example {name} 80")
 
 
 def parse_sample_keys(overrides: list[str]) -> dict[str, Any]:

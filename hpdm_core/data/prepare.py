@@ -2,7 +2,8 @@
 
 Clips are divided into shards in the order of the scan. Shards are independent pieces of work: each is made by one
 thread that drives one killable child process, so the bytes of a store do not depend on the number of workers
-or on interruptions. A finished shard is rewritten only where a clip failed that may succeed now (`resume`).
+or on interruptions. A finished shard is rewritten only where it is damaged, or where a clip failed that may succeed now
+(`resume`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from hpdm_core.data.shard import (
     CLIPS_PER_SHARD,
     Record,
     ShardBuilder,
+    has_its_files,
     read_shard_record,
     write_json,
     write_text,
@@ -106,8 +108,8 @@ def prepare_store(
     """Prepare every clip of `scan` into the store at `out`, continuing one that was interrupted.
 
     Clips that failed for a reason that may pass, such as the deadline, are tried again. `command` is recorded in the
-    store as what made it. Raises ConfigError if `out` holds something else, DataError if `out` cannot be written, or,
-    after all clips were tried, if more than `options.max_bad` failed or none is left.
+    store as what made it. Raises ConfigError if `out` holds something else or may not be written, DataError if its disk
+    is full, or, after all clips were tried, if more than `options.max_bad` failed or none is left.
     """
     available_backends(recipe.backends)
     shards = _cut(scan)
@@ -138,7 +140,8 @@ def prepare_share(
     own = replace(scan, clips=tuple(clip for _, clips in mine for clip in clips), problems=())
     with claimed(out, store_plan(scan, recipe), shared=True) as claim:
         _Work(out, own, recipe, options, on_progress).run(mine)
-        if len(_records(out, shards)) < len(shards):
+        records = _records(out, shards)
+        if len(records) < len(shards) or not all(has_its_files(out, record) for record in records):
             return None
         claim.await_others()  # they have found, or will find, the same: the first completes, the next repeat it
         return _complete(out, scan, recipe, options, _records(out, shards), command)

@@ -1,8 +1,8 @@
 """What an earlier run left behind: which finished shards stand, and which are made again.
 
 A shard stands unless one of its clips failed in a way that may pass (a time limit, a disk that was not there), or
-the file of a clip that failed has changed since. A change under a clip that was kept is refused: the store would
-mix two sources.
+the file of a clip that failed has changed since, or one of its own files is gone or cut short. A change under a clip
+that was kept is refused: the store would mix two sources.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpdm_core.data.shard import Record, read_shard_record, source_bytes
+from hpdm_core.data.shard import Record, has_its_files, read_shard_record, source_bytes
 from hpdm_core.data.sources.base import SourceClip
 from hpdm_core.errors import ConfigError
 
@@ -29,9 +29,8 @@ def standing_record(store: Path, number: int, clips: Sequence[SourceClip]) -> Re
             f"{store} was begun from other files: {kept} is not the size it was",
             hint="give another --out, or delete that store first",
         )
-    if changed or any(problem["reason"] in RETRIED for problem in record["quarantine"]):
-        return None
-    return record
+    passing = any(problem["reason"] in RETRIED for problem in record["quarantine"])
+    return None if changed or passing or not has_its_files(store, record) else record
 
 
 def _changed(record: Record, clips: Sequence[SourceClip]) -> set[str]:

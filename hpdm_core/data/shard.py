@@ -37,9 +37,24 @@ def shard_name(number: int) -> str:
 
 
 def read_shard_record(store: Path, number: int) -> Record | None:
-    """The record of a finished shard, or None."""
+    """The record of a finished shard; None where there is none, or where it was cut short. Raises DataError."""
     path = store / SHARDS / f"{shard_name(number)}.json"
-    return read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # the shard is as good as unfinished
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def has_its_files(store: Path, record: Record) -> bool:
+    """Whether the data files of a finished shard are there, each as long as its record says."""
+    try:
+        return all((store / SHARDS / name).stat().st_size == size for name, size in record["files"].items())
+    except FileNotFoundError:
+        return False
 
 
 def read_json(path: Path) -> Record:
@@ -47,9 +62,11 @@ def read_json(path: Path) -> Record:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read: {error}", hint="delete the store and run hpdm prepare-data again"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read: {error}", hint="delete the store and run hpdm prepare-data again")
 
 
 def source_bytes(clip: SourceClip) -> int | None:

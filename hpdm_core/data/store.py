@@ -230,4 +230,4 @@ def _read_index(path: Path) -> Iterator[ClipInfo]:
 
 
 def _damaged(path: Path, what: str) -> DataError:
-    return DataError(f"{path} is damaged: {what}", hint="delete the store and run hpdm prepare-data again")
+    return DataError(f"{path} is damaged: {what}", hint="run the prepare-data command that made it again")

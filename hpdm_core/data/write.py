@@ -70,11 +70,11 @@ def write_gif(path: Path, video_THWC: np.ndarray, fps: float, metadata: Metadata
 
 
 def write_png(path: Path, image_HWC: np.ndarray, metadata: Metadata | None = None) -> None:
-    """One image, lossless, with the metadata in a text chunk."""
+    """One PNG image, whatever its suffix says, with the metadata in a text chunk."""
     info = PngInfo()
     info.add_text(METADATA_KEY, _dump(metadata))
     with _appearing(path) as partial:
-        Image.fromarray(image_HWC).save(partial, pnginfo=info)
+        Image.fromarray(image_HWC).save(partial, format="PNG", pnginfo=info)
 
 
 def write_png_frames(folder: Path, video_THWC: np.ndarray, metadata: Metadata | None = None) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from hpdm_core.errors import ConfigError, WeightsMissing
+from hpdm_core.errors import ConfigError, HpdmError, WeightsMissing
 from hpdm_core.metrics.catalogue import find_file
 from hpdm_core.metrics.i3d import I3D, MIN_FRAMES, SIDE
 from hpdm_core.metrics.i3d_weights import i3d_from, load_i3d
@@ -156,9 +156,17 @@ def _foreign(section: DetectorSection, weights: Path | None, device: torch.devic
     module, _, attribute = section.name.partition(":")
     try:
         factory = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"cannot import detector {section.name}: {error}") from error
-    detector = factory(section, weights, device)
+    try:
+        detector = factory(section, weights, device)
+    except HpdmError:
+        raise
+    except Exception as error:  # whatever the user's own code does, with its place under --traceback
+        raise ConfigError(
+            f"detector {section.name} cannot be built: {type(error).__name__}: {error}",
+            hint="it is called with (section, weights path or None, device) and returns a detector",
+        ) from error
     if not isinstance(detector, Detector):
         raise ConfigError(
             f"{section.name} did not return a detector",

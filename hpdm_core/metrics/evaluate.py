@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hpdm_core.data.disk import require_writable
 from hpdm_core.errors import ConfigError
 from hpdm_core.metrics.c3d import build_c3d
 from hpdm_core.metrics.deal import Deal
@@ -44,7 +45,6 @@ from hpdm_core.metrics.real_cache import (
     load_real,
     require_record,
     require_views,
-    require_writable,
     save_real,
 )
 from hpdm_core.metrics.scores import METRICS, Tables, parse_metrics

@@ -9,17 +9,15 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from errno import EISDIR
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hpdm_core.errors import ConfigError, DataError
+from hpdm_core.errors import DataError
 from hpdm_core.metrics.features import FeatureSet
 from hpdm_core.metrics.protocol import differences, hash_record
 from hpdm_core.nn.tensor_files import write_tensors
@@ -69,18 +67,6 @@ def keep_real(path: Path, real: RealFeatures) -> None:
         save_real(path, real)
     except OSError as error:
         log.warning("cannot keep the real features in %s (%s); they will be computed again next time", path, error)
-
-
-def require_writable(path: Path, option: str) -> None:
-    """Raise ConfigError unless a file can be made at `path`: to be asked before the work, not after it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(EISDIR, "it is a directory")
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ConfigError(f"{option}: cannot write {path}: {error.strerror}", hint="name a file elsewhere") from error
 
 
 def is_features_file(path: Path) -> bool:

@@ -6,12 +6,40 @@ import json
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import ConfigDict, Field, ValidationError
+
+from hpdm_core.config.document import Document
+from hpdm_core.config.explain import problems_of
+from hpdm_core.config.schema import Section
 from hpdm_core.errors import ConfigError
 from hpdm_core.metrics.protocol import differences
 
-_REQUIRED = ("metrics", "protocol", "protocol_hash")
+
+class _Entry(Section):
+    """What is read of a metric; it may say more. A value of few videos may be no finite number."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=True)
+
+    label: str
+    value: float
+    ci95: Annotated[list[float], Field(min_length=2, max_length=2)] | None
+    n_real: int | None
+    n_fake: int
+
+
+class _Result(Section):
+    """What is read of a result."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    metrics: dict[str, _Entry]
+    protocol: dict[str, Any]
+    protocol_hash: str
+    networks: list[dict[str, Any]] = Field(default_factory=list)
+    observers: dict[str, Any] = Field(default_factory=dict)
+    real: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -30,12 +58,21 @@ def read_result(path: Path) -> NamedResult:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
-    missing = [key for key in _REQUIRED if key not in result] if isinstance(result, dict) else list(_REQUIRED)
-    if missing:
+    problems = _problems(result) if isinstance(result, dict) else ["no section of metrics"]
+    if problems:
         raise ConfigError(
-            f"{path} is not an evaluation result: no {', '.join(missing)}", hint="write one with eval-fvd --json FILE"
+            f"{path} is not an evaluation result: {'; '.join(problems)}", hint="write one with eval-fvd --json FILE"
         )
     return NamedResult(path, result)
+
+
+def _problems(result: dict[str, Any]) -> list[str]:
+    """What of a result cannot be compared or shown, by key."""
+    try:
+        _Result.model_validate(result)
+    except ValidationError as error:
+        return problems_of(error, _Result, Document(result))
+    return []
 
 
 def incomparable(results: Sequence[NamedResult]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -219,5 +220,7 @@ def parse_metrics(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names without repeats; ConfigError for an unknown one."""
     unknown = [name for name in names if name not in METRICS]
     if unknown:
-        raise ConfigError(f"unknown metric {', '.join(unknown)}", hint=f"there are {', '.join(METRICS)}")
+        near = get_close_matches(unknown[0].lower(), METRICS, n=1)
+        question = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"unknown metric {', '.join(unknown)}{question}", hint=f"there are {', '.join(METRICS)}")
     return tuple(dict.fromkeys(names))

@@ -51,6 +51,8 @@ def test_tolerances(text: str, value: float) -> None:
         (parse_seeds, "1,,2"),
         (parse_seeds, "-3"),
         (parse_seeds, "a"),
+        (parse_seeds, "0-999999999999"),
+        (parse_seeds, "0-9999999,10000000"),
         (parse_duration, "2x"),
         (parse_duration, "50m2h"),
         (parse_duration, ""),

@@ -10,10 +10,8 @@ from hpdm_core.data import synthetic
 from hpdm_core.data.sources.base import Problems, Scan, SourceClip, SourceOptions, SyntheticSpec, split_by_group
 from hpdm_core.data.sources.folders import UCF_NAME, scan_folder, scan_frames, scan_ucf101
 from hpdm_core.data.sources.tables import scan_table
-from hpdm_core.data.sources.walk import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_files
+from hpdm_core.data.sources.walk import IMAGE_SUFFIXES, TABLE_SUFFIXES, VIDEO_SUFFIXES, list_files
 from hpdm_core.errors import ConfigError, DataError
-
-TABLE_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 
 def scan_source(options: SourceOptions) -> Scan:
@@ -32,7 +30,10 @@ def scan_source(options: SourceOptions) -> Scan:
 
 
 def detect_kind(options: SourceOptions) -> str:
-    """The kind of source at `options.path`; ConfigError names what was seen where it is not obvious."""
+    """The kind of source at `options.path`; ConfigError names what was seen where it is not obvious.
+
+    DataError where there is nothing that could be one.
+    """
     path = options.folder()
     suffix = path.suffix.lower()
     if path.is_file():
@@ -56,6 +57,8 @@ def _detect_folder(path: Path) -> str:
         return "folder"
     if num_images and not num_videos:
         return "frames"
+    if not num_videos and not listing.tables:
+        raise DataError(f"no videos, images or tables found in {path}", hint="name the folder or the table itself")
     raise ConfigError(
         f"cannot tell what kind of source {path} is: {num_videos} videos, {num_images} images, "
         f"{listing.others} other files",

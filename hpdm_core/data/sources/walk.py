@@ -17,16 +17,18 @@ VIDEO_SUFFIXES = frozenset({
 })
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 # fmt: on
+TABLE_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 
 @dataclass
 class Listing:
-    """The video and image files below a root, sorted by relative path; `others` counts the rest."""
+    """The video and image files below a root, sorted by relative path; `others` counts the rest, tables among them."""
 
     root: Path
     videos: list[Path] = field(default_factory=list)
     images: list[Path] = field(default_factory=list)
     others: int = 0
+    tables: int = 0
 
 
 def list_files(root: Path, problems: Problems) -> Listing:
@@ -71,6 +73,7 @@ def _sort_file(path: Path, listing: Listing) -> None:
         listing.images.append(path)
     else:
         listing.others += 1
+        listing.tables += suffix in TABLE_SUFFIXES
 
 
 def natural_order(paths: Iterable[Path]) -> list[Path]:

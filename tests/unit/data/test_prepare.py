@@ -368,7 +368,7 @@ def test_a_store_that_may_not_be_written_is_named(tmp_path: Path, monkeypatch: p
         raise OSError(30, "Read-only file system", str(self))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(DataError, match=r"cannot write to .*store: Read-only") as caught:
+    with pytest.raises(ConfigError, match=r"cannot write to .*store: Read-only") as caught:
         made(tmp_path / "store", kind="synthetic", num_clips=2, num_frames=2)
     assert caught.value.hint
 
