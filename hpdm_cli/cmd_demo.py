@@ -136,7 +136,13 @@ def _run(ctx: typer.Context, number: str, what: str, words: Sequence[str], done:
     assert isinstance(parent.command, TyperGroup)
     name, command, rest = parent.command.resolve_command(parent, list(words))
     assert command is not None
-    command.main(rest, prog_name=f"hpdm {name}", standalone_mode=False)
+    # Not `command.main`, which would turn Ctrl-C and exit codes into return values: they end the demo, too.
+    try:
+        with command.make_context(f"hpdm {name}", rest) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        if end.exit_code:
+            raise
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 HEARTBEAT_SECONDS = 30.0
+READER_GONE = 128 + 13
+"""Exit code where stdout was closed before its end: what a shell makes of SIGPIPE."""
 LAUNCHED = "HPDM_LAUNCHED"
 """Set in the environment of ranks that `--nproc` started."""
 
@@ -47,11 +49,52 @@ def stderr_console() -> Console:
     return Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 
+class _Results(TextIOWrapper):
+    """stdout. Where nobody reads it any more, as after `| head`, the program ends: no word, exit code READER_GONE."""
+
+    def write(self, text: str, /) -> int:
+        """Write `text`, or end the program."""
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            raise self._drop() from None
+
+    def flush(self) -> None:
+        """Flush, or end the program."""
+        try:
+            super().flush()
+        except BrokenPipeError:
+            raise self._drop() from None
+
+    def _drop(self) -> SystemExit:
+        """What is still to be written on the way out goes nowhere."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+        return SystemExit(READER_GONE)
+
+
+class _Remarks(TextIOWrapper):
+    """stderr. What a closed pipe or a full disk does not take is lost, and the work goes on."""
+
+    def write(self, text: str, /) -> int:
+        """Write what can be written."""
+        with suppress(OSError):
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        with suppress(OSError):
+            super().flush()
+
+
 def make_streams_safe() -> None:
-    """Let output that the terminal's encoding lacks appear as an escape instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    """Make stdout and stderr survive a closed or full other side, and escape what the terminal's encoding lacks."""
+    for name, kind in (("stdout", _Results), ("stderr", _Remarks)):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller, as `2>&-` does
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, TextIOWrapper):
+            setattr(sys, name, kind(stream.buffer, stream.encoding, "backslashreplace", line_buffering=True))
 
 
 def print_result(text: str) -> None:

@@ -23,7 +23,6 @@ from hpdm_core.errors import ConfigError, EnvironmentProblem, RankLost, StoppedO
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
 SAVE_SECONDS = 600
 GLOBAL_FLAGS = ("traceback", "verbose")
 """Flags of `hpdm` itself, which ranks are given too."""
@@ -62,10 +61,12 @@ def launch(args: Sequence[str], num_processes: int, device: str | None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from hpdm_core.training.guard import heard_signals
+
     _silence_agent()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     os.environ[console.LAUNCHED] = "1"
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(SIGNALS)
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in heard_signals())
     # Ranks that were asked to stop are saving a checkpoint: versions that can wait longer than 30 s shall.
     patience: dict[str, Any] = (
         {"shutdown_timeout": SAVE_SECONDS} if "shutdown_timeout" in signature(LaunchConfig).parameters else {}

@@ -27,7 +27,12 @@ logger = logging.getLogger(__name__)
 MAX_SKIPPED = 100
 """Under `nonfinite: skip`, so many skipped steps in a row still end the run."""
 
-SIGNALS = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, n))
+SIGNALS = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, n))
+
+
+def heard_signals() -> list[signal.Signals]:
+    """The signals that end a run. Not SIGHUP where it is ignored: that is what `nohup` was asked for."""
+    return [n for n in SIGNALS if n.name != "SIGHUP" or signal.getsignal(n) != signal.SIG_IGN]
 
 
 @dataclass(frozen=True)
@@ -127,11 +132,11 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, SIGTERM, SIGINT and SIGUSR1 only set `reason`; a second SIGINT interrupts as usual."""
+        """Inside, the `heard_signals` only set `reason`; a second SIGINT interrupts as usual."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        before = {number: signal.signal(number, self._note) for number in heard_signals()}
         self._interrupt = before.get(signal.SIGINT, signal.default_int_handler)
         try:
             yield
