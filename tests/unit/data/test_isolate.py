@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -69,6 +70,14 @@ def test_a_crash_is_told_from_an_error() -> None:
         with pytest.raises(ChildDied, match="exit status 11"):
             child.call(os._exit, 10, 11)
         assert child.call(math.sqrt, 10, 9) == 3
+
+
+def test_what_a_whole_process_group_is_sent_is_the_parents_to_answer() -> None:
+    with IsolatedWorker() as child:
+        first = child.call(os.getpid, 10)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(first, number)
+        assert child.call(os.getpid, 10) == first
 
 
 def test_the_working_directory_takes_no_modules_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
