@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpdm_core.errors import NumericsError
 from hpdm_core.families.base import Family
 from hpdm_core.rng import BatchStreams
 from hpdm_core.training.checkpoint import writing
@@ -228,6 +229,8 @@ class SampleHook:
             eager = torch.compiler.set_stance("force_eager")
             with self._trainer.ema.applied(), torch.no_grad(), eager:
                 self._sample(family, folder)
+        except NumericsError as error:  # a picture is not worth the run, whose own guard watches its numbers
+            logger.warning("no samples at step %d: %s", state.total_step, error)
         finally:
             family.train()
         self._trainer.world.barrier()

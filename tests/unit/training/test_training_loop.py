@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hpdm_core.errors import NumericsError
 from hpdm_core.families.base import Phase
 from hpdm_core.training.run import fit
 from hpdm_core.training.state import TrainState, phase_steps
@@ -193,3 +194,12 @@ def test_tensorboard_holds_the_same_numbers(tmp_path):
     assert [step for step, _ in scalars] == [1, 2, 3]
     assert [value for _, value in scalars] == pytest.approx([line["loss"] for line in read_log(run)])
     assert len(events.Scalars("loss_levels/dark")) == 3
+
+
+def test_samples_that_are_no_numbers_do_not_cost_the_run(tmp_path, caplog):
+    def sample(family, folder):
+        raise NumericsError("the model makes pixels that are not finite numbers")
+
+    result = fit(toy_config(sample_every_steps=10), ToySource(), tmp_path / "run", device="cpu", sample=sample)
+    assert result.step == 20
+    assert [record.message for record in caplog.records if "no samples at step 10: " in record.message]
