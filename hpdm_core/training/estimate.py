@@ -139,7 +139,7 @@ def estimate(config: RunConfig, *, gpus: int = 1, memory_gib: float = 80.0, tflo
         _checkpoint_bytes(parameters, phases), _network_bytes(config.train, phases, gpus),
     )  # fmt: skip
     if found.verdict == "does not fit":
-        found = Estimate(**{**vars(found), "remedies": _remedies(config, found)})
+        found = Estimate(**{**vars(found), "remedies": _remedies(rehearsal, found)})
     return found
 
 
@@ -249,11 +249,12 @@ def _network_bytes(train: TrainSection, phases: tuple[PhaseEstimate, ...], gpus:
     return int(share * weights * (2 * (role.rows // role.micro_batch) + 1))
 
 
-def _remedies(config: RunConfig, found: Estimate) -> tuple[Remedy, ...]:
+def _remedies(rehearsal: Rehearsal, found: Estimate) -> tuple[Remedy, ...]:
     """Changes that lower the peak, each rehearsed alone."""
-    train, peak = config.train, found.peak
+    config, train, peak = rehearsal.config, rehearsal.config.train, found.peak
+    phase = _phase_named(rehearsal, peak.phase)
     changes: dict[str, TrainSection] = {}
-    if peak.largest_micro_batch:
+    if peak.largest_micro_batch and phase.micro_batch is None:  # one of its own hides that of `train`
         changes["micro_batch"] = train.model_copy(update={"micro_batch": peak.largest_micro_batch})
     if not train.activation_checkpointing:
         changes["activation_checkpointing"] = train.model_copy(update={"activation_checkpointing": True})
@@ -267,9 +268,13 @@ def _remedies(config: RunConfig, found: Estimate) -> tuple[Remedy, ...]:
     return tuple(_remedy(config, name, changed, found) for name, changed in changes.items())
 
 
+def _phase_named(rehearsal: Rehearsal, name: str) -> Phase:
+    return next(phase for phase in rehearsal.family.phases() if phase.name == name)
+
+
 def _remedy(config: RunConfig, key: str, train: TrainSection, found: Estimate) -> Remedy:
     rehearsal = Rehearsal(config.model_copy(update={"train": train}))
-    phase = next(phase for phase in rehearsal.family.phases() if phase.name == found.peak.phase)
+    phase = _phase_named(rehearsal, found.peak.phase)
     index = [role.name for role in phase.roles].index(found.peak.role)
     value: object = train
     for name in key.split("."):

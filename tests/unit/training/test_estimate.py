@@ -118,6 +118,17 @@ def test_an_estimate_says_what_would_make_it_fit() -> None:
     assert verdict(60 * GIB, 80 * GIB) == "fits"
 
 
+def test_a_remedy_lowers_the_peak() -> None:
+    """`train.micro_batch` is none for a phase with a micro-batch of its own."""
+    phases = "model.phases=[{name: low, levels: 1, micro_batch: 4}, {name: full, levels: 3, micro_batch: 4}]"
+    for more in ((), (phases,)):
+        found = estimate(config_of("mdm-smoke", "train.batch_size=8", *more), memory_gib=0.85)
+        assert found.verdict == "does not fit"
+        assert found.remedies
+        assert all(remedy.bytes < 0.95 * found.peak.total_bytes for remedy in found.remedies)
+        assert any("micro_batch" in remedy.overrides for remedy in found.remedies) == (not more)
+
+
 def test_gpus_share_the_batch_and_the_days() -> None:
     config = config_of("hpdm-smoke", "train.batch_size=8", "train.micro_batch=2")
     one, four = estimate(config), estimate(config, gpus=4)
