@@ -10,9 +10,9 @@ and the budget is divided by those times. Then the model and the same network un
 compared with held-out clips over the features of a seeded random I3D (rFVD: comparable within a table only).
 Finished rows are kept, and an arm that the deadline stops goes on from its checkpoint: the same command continues.
 
-All arms use one optimiser with one schedule, and no arm learns what 16-frame samples do not show (one family's use of
-the clip before). Each samples with the solver that its `sample.fast` names, in twice as many steps: on Gaussian data
-the papers' 100 to 400 steps of DDIM and DDPM leave a larger error of the spread.
+All arms use one optimiser with one schedule (but for an adversarial phase), and none learns what 16-frame samples do
+not show: one family's use of the clip before. The rivals sample with the solver that their `sample.fast` names, in
+twice as many steps: on Gaussian data more steps of their papers' DDIM and DDPM leave a larger error of the spread.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def preset(arm: str, size: int, *, toy: bool) -> tuple[str, list[str]]:
         narrow = ["model.token_dim=256", "model.latent_dim=256", "model.num_latents=128", "model.latent_layers=1"]
         return "ucf101-mini", [*video, *narrow, *tiny]
     if arm == "pvdm":
-        single = ["model.training.previous_share=0", "model.training.encode_rows=128"]
-        return "pvdm-mini", [f"model.video=[{FRAMES},{size},{size}]", f"model.patch={size // 16}", *single, *tiny]
+        clip = [f"model.video=[{FRAMES},{size},{size}]", "model.training.previous_share=0"]
+        return "pvdm-mini", [*clip, f"model.patch={size // 16}", *tiny]
     levels = load_run_config("mdm-mini").model.model_dump(mode="json")["levels"]
     for level, side in zip(levels, (quarter, quarter, size), strict=True):
         level["size"] = [side, side]
@@ -105,7 +105,7 @@ def phase_steps(arm: str, steps: list[int]) -> list[str]:
 
 
 def warm_up(arm: str, steps: list[int]) -> list[str]:
-    """Overrides that give a fiftieth of a phase's steps to the rise of its learning rate."""
+    """Overrides: learning rates rise for a fiftieth of the longest phase, an autoencoder's for one of its own."""
     first, longest = (max(1, count // 50) for count in (steps[0], max(steps)))
     own = [f"model.training.ae.optimizer.warmup_steps={first}"] if arm == "pvdm" else []
     return [f"train.optimizer.warmup_steps={longest}", *own]
@@ -136,8 +136,8 @@ def calibrate(arm: str, size: int, store: Path, out: Path, args: argparse.Namesp
         return json.loads(file.read_text())
     shares = SHARES[arm]
     few = [CALIBRATION if share else 0 for share in shares]
-    every = ("train.log_every_steps=1", "train.checkpoint_every_steps=100000")
-    train(arm_config(arm, size, few, args, *every, *warm_up(arm, few)), store, out / "calibration", device=args.device)
+    every = ("train.log_every_steps=1", "train.checkpoint_every_steps=100000", "train.optimizer.warmup_steps=0")
+    train(arm_config(arm, size, few, args, *every), store, out / "calibration", device=args.device)
     lines = list(read_log(out / "calibration"))
     names = list(dict.fromkeys(line["phase"] for line in lines))
     seconds = []

@@ -30,21 +30,21 @@ HEARTBEAT_SECONDS = 5.0
 Kind = Literal["auto", "ucf101", "folder", "frames", "csv", "jsonl", "synthetic"]
 
 FLAGS = {
-    "--split": "split",
-    "--split-index": "split_index",
-    "--lists": "lists",
-    "--test-fraction": "test_fraction",
-    "--path-column": "path_column",
-    "--caption-column": "caption_column",
-    "--label-column": "label_column",
-    "--fps": "fps",
-    "--num": "num_clips",
-    "--frames": "num_frames",
-    "--seed": "seed",
-    "--style": "style",
-    "--frame-step": "frame_step",
+    "split": "--split",
+    "split_index": "--split-index",
+    "lists": "--lists",
+    "test_fraction": "--test-fraction",
+    "path_column": "--path-column",
+    "caption_column": "--caption-column",
+    "label_column": "--label-column",
+    "fps": "--fps",
+    "num_clips": "--num",
+    "num_frames": "--frames",
+    "seed": "--seed",
+    "style": "--style",
+    "frame_step": "--frame-step",
 }
-"""Options that say which clips to take, and their fields of `SourceOptions`."""
+"""Fields of `SourceOptions` and their options on the command line."""
 
 
 def prepare_data(
@@ -138,9 +138,8 @@ def prepare_data(
     share = parse_share(shards) if shards else None
     scan = scan_source(options)
     console.print_note(_plan_text(scan, recipe, settings, out))
-    names = {field: flag for flag, field in FLAGS.items()}
-    for field in options.unread(scan.kind):
-        console.print_note(f"warning: {names.get(field, options.path)} is not used by --source {scan.kind}")
+    for name in options.unread(scan.kind):
+        console.print_note(f"warning: {FLAGS.get(name, options.path)} is not used by --source {scan.kind}")
     if dry_run:
         return
     summary = _run(scan, out, recipe, settings, share, _command(options, scan.kind))
@@ -197,7 +196,7 @@ def _command(options: SourceOptions, kind: str) -> str:
     """The command line that would take the same clips, less size, codec and store."""
     words = ["hpdm", "prepare-data", *([str(options.path)] if options.path else []), "--source", kind]
     default = SourceOptions()
-    for flag, name in FLAGS.items():
+    for name, flag in FLAGS.items():
         value = getattr(options, name)
         if value != getattr(default, name):
             words += [flag, str(value)]
