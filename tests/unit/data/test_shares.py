@@ -20,6 +20,7 @@ from hpdm_core.data.sources.detect import scan_source
 from hpdm_core.data.store import VideoStore
 from hpdm_core.errors import ConfigError, DataError
 from hpdm_core.video import frame_pyramid_sizes
+from tests.support.videos import sample_video, write_lossless
 from tests.unit.data.test_prepare import ONE, RECIPE, contents
 
 REPOSITORY = Path(__file__).parents[3]
@@ -105,36 +106,32 @@ def test_an_orphan_of_an_earlier_attempt_cannot_reach_the_next(tmp_path: Path) -
     assert [path.exists() for path in first.files] == [False, False]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    store = tmp_path_factory.mktemp("local") / "store"
-    prepare_store(synthetic(40, 8), store, BIG, ONE)
-    return contents(store)
-
-
 def ray_workers(text: str) -> list[int]:
     """Process ids of the workers that the log names."""
     return [int(line.split()[-2]) for line in text.splitlines() if "ray worker" in line and "started" in line]
 
 
-def test_ray_makes_the_same_bytes_though_a_worker_is_killed(
-    tmp_path: Path, whole: dict[str, bytes], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_ray_makes_the_same_bytes_though_a_worker_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("ray", reason="needs the extra [ray]")
+    (tmp_path / "films").mkdir()
+    for index in range(40):  # files, which are decoded one a call: procedural clips would be made a shard a call
+        write_lossless(tmp_path / "films" / f"{index}.avi", sample_video(index, 4, (64, 64)))
+    films = scan_source(SourceOptions(kind="folder", path=tmp_path / "films"))
     caplog.set_level(logging.INFO, "hpdm_core.data")
     killed: list[int] = []
 
     def kill_one(progress: Progress) -> None:
-        if progress.done >= 5 and not killed:  # in the middle of the first shards
+        if progress.done >= 5 and not killed:  # whoever made these five is still at its first shard of 16
             killed.append(ray_workers(caplog.text)[0])
             os.kill(killed[0], signal.SIGKILL)
 
     options = PrepareOptions(workers=2, engine="ray")
-    prepare_store(synthetic(40, 8), tmp_path / "store", BIG, options, on_progress=kill_one)
+    prepare_store(films, tmp_path / "store", BIG, options, on_progress=kill_one)
     processes = ray_workers(caplog.text)
     assert len(set(processes) - {os.getpid()}) == 3  # two, and the one that took the place of the killed
     assert caplog.text.count("is begun anew: a ray worker was lost") == 1
-    assert contents(tmp_path / "store") == whole
+    prepare_store(films, tmp_path / "whole", BIG, ONE)
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
 def test_without_ray_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
