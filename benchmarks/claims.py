@@ -4,8 +4,9 @@
     python -m benchmarks.claims --family mdm --json results/claims_mdm.json
     python -m benchmarks.claims --family mdm --toy                            # a CPU, nothing learned
 
-Procedural clips of 16x32x32 (pairs of 32 frames for PVDM), a few seeds, equal steps for all arms of a claim, held-out
-clips for every number. A claim holds if it does for every seed; what failed is printed as it is.
+Procedural clips of 16x32x32 (pairs of 32 frames for PVDM) in which shapes move over still backgrounds, a few seeds,
+equal steps for all arms of a claim, held-out clips for every number. A claim holds if it does for every seed; what
+failed is printed as it is.
 
 PVDM  planes      three planes reconstruct moving clips 2 dB better than the one without time, still ones alike (0.5 dB)
       previous    noise is predicted best given the true clip before, then given none, then given another's
@@ -71,8 +72,9 @@ class Bench:
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.folder, self.device = args, folder, torch.device(args.device)
         for name, clips, seed in (("train", args.clips, 1), ("test", args.num, 2)):
-            command = ["prepare-data", "--source", "synthetic", "--num", str(clips), "--frames", str(2 * FRAMES),
-                       "--size", f"{SIDE}x{SIDE}", "--seed", str(seed), "--out", str(folder / name)]  # fmt: skip
+            shape = ["--num", str(clips), "--frames", str(2 * FRAMES), "--size", f"{SIDE}x{SIDE}"]
+            command = ["prepare-data", "--source", "synthetic", "--style", "plain", *shape]
+            command += ["--seed", str(seed), "--out", str(folder / name)]
             subprocess.run([sys.executable, "-m", "hpdm_cli", *command], check=True, stdout=subprocess.DEVNULL)
 
     def family(self, config: RunConfig, seed: int) -> Family:
@@ -264,6 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=("pvdm", "mdm"), required=True)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--first-seed", type=int, default=0, help="for seeds on several GPUs: one command each")
     parser.add_argument("--steps", type=int, default=800, help="of each arm (a PVDM denoiser takes twice as many)")
     parser.add_argument("--clips", type=int, default=2000, help="procedural training clips")
     parser.add_argument("--num", type=int, default=64, help="held-out clips")
@@ -277,7 +280,7 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder, matmul_precision("bf16"):
         bench = Bench(args, Path(folder))
-        for seed in range(args.seeds):
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
             started = time.perf_counter()
             found = (pvdm_rows if args.family == "pvdm" else mdm_rows)(bench, seed)
             seconds = time.perf_counter() - started
