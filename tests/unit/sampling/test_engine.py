@@ -4,6 +4,7 @@ import torch
 
 from hpdm_core.diffusion.schedule import LogNormal
 from hpdm_core.sampling.engine import run_plan, run_stage
+from hpdm_core.sampling.noise import START, StageNoise
 from hpdm_core.sampling.solvers import solver_info
 from hpdm_core.sampling.stage import Solver, Stage
 
@@ -101,3 +102,20 @@ def test_options_reach_the_solver():
     loud = run_stage(Stage("first", SHAPES, shrink, sigmas, Solver("ddim", {"eta": 1.0}), 4), [0], "cpu")["small"]
     assert torch.equal(loud, run_stage(stage(), [0], "cpu")["small"])
     assert not torch.equal(quiet, loud)
+
+
+def test_noise_drawn_ahead_by_a_thread_is_the_same():
+    plain = StageNoise(stage(), [3, 7], "cpu")
+    with StageNoise(stage(), [3, 7], "cpu", ahead=True) as ahead:
+        for step in (START, 0, 1, 3, 2, 0):  # in order, and not
+            for name, part in ahead(step).items():
+                assert torch.equal(part, plain(step)[name])
+        assert ahead._next is not None
+
+
+def test_noise_is_drawn_ahead_only_for_a_solver_that_takes_some():
+    with StageNoise(stage(), [0], "cpu", ahead=True) as noise:
+        noise(START)
+        assert noise._next is None
+        noise(3)  # the last step: none follows
+        assert noise._next is None
