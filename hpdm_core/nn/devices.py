@@ -40,9 +40,12 @@ def compile_units(units: Sequence[nn.Module]) -> None:
     """Compile each unit in place for static shapes; parameter names stay.
 
     Dynamo counts compiled graphs per code object, which all units of one class share, and past its limit
-    falls back to eager code in silence: the limit is raised to what the units need.
+    falls back to eager code in silence: the limit is raised to what the units need. Under DDP it would also cut
+    every graph where a bucket of gradients is full, so that a unit is no longer one: units are small enough for
+    gradients to travel when the unit is done.
     """
     config = torch._dynamo.config
+    config.optimize_ddp = False
     config.recompile_limit = max(config.recompile_limit, GRAPHS_PER_UNIT * len(units))
     for unit in units:
         unit.compile(dynamic=False)
