@@ -4,7 +4,7 @@ A video [B, C, T, H, W] folds into a stack of R = B * T images, one video's fram
 one set of 2-D layers serves images, frames and feature planes alike. Only the layers named after
 time see more than one frame.
 
-GroupNorm keeps its statistics in fp32 under autocast; convolutions run in the autocast type.
+Under autocast convolutions run in its type, and GroupNorm gives what it is given, with statistics in fp32.
 Shapes: B batch, R images (a multiple of B), C channels, T H W frames and pixels, E embedding width.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from typing import TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,9 +21,24 @@ Layer = TypeVar("Layer", bound=nn.Module)
 MAX_GROUPS = 32
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm whose output has the type of its input, under autocast too.
+
+    PyTorch's autocast makes it fp32 on CUDA (and not on a CPU): all that follows up to the next convolution would be
+    computed, and kept for the backward pass, at twice the bytes.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[R, C, H, W], sums over a group in fp32."""
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        sizes = (len(input), self.num_channels, math.prod(input.shape[2:]))
+        # Autocast wraps `group_norm`, not the function beneath it.
+        return torch.native_group_norm(input.contiguous(), weight, bias, *sizes, self.num_groups, self.eps)[0]
+
+
+def group_norm(channels: int) -> GroupNorm:
     """GroupNorm with 32 groups, or as many as divide narrower layers."""
-    return nn.GroupNorm(math.gcd(MAX_GROUPS, channels), channels)
+    return GroupNorm(math.gcd(MAX_GROUPS, channels), channels)
 
 
 def conv(channels: int, out_channels: int, kernel: int = 3, *, stride: int = 1) -> nn.Conv2d:

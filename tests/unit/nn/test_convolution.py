@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+import torch.nn.functional as F
 
 from hpdm_core.nn.convolution import (
     Downsample,
@@ -60,3 +62,23 @@ def test_time_layers_are_one_dimensional_convolutions_at_every_pixel():
 
 def test_narrow_layers_get_as_many_groups_as_divide_them():
     assert [group_norm(c).num_groups for c in (8, 48, 64, 256)] == [8, 16, 32, 32]
+
+
+@pytest.mark.parametrize("shape", [(4, 64, 5, 6), (2, 96, 7), (3, 32)])
+def test_group_norm_is_pytorchs(shape):
+    norm = group_norm(shape[1])
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(shape, requires_grad=True)
+    expected = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    assert torch.equal(norm(x), expected)
+    ours, theirs = (torch.autograd.grad(y.square().sum(), [x, norm.weight, norm.bias]) for y in (norm(x), expected))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_group_norm_under_autocast_keeps_its_inputs_type_and_sums_in_fp32():
+    norm, x = group_norm(32), (100 + torch.randn(2, 32, 64, 64)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm(x)
+    assert y.dtype == torch.bfloat16
+    assert (y.float() - F.group_norm(x.float(), 32)).abs().max() < 0.02  # a sum in bf16 would be off by far
