@@ -1,6 +1,7 @@
 """Weak scaling over the GPUs of one machine, the loss curve on one and on many ranks, and what a checkpoint costs.
 
     python -m benchmarks.scaling --json scaling.json              # all GPUs of this machine, HPDM-M, bf16, compiled
+    python -m benchmarks.scaling --rows one,ddp --ranks 2         # these only: one, apart, ddp, ddp-sync, fsdp, curve
     python -m benchmarks.scaling --ranks 2 --device cpu --preset hpdm-smoke --mini hpdm-smoke --batch 2 --steps 4
 
 Every row is `hpdm_core.training.run.fit` itself, in processes of its own, on random patches that stay on the device:
@@ -8,7 +9,8 @@ the loop, its collectives and its checkpoints, without a loader. A step is the t
 all that happens between steps is in it.
 
 * scaling: videos/s on 1 and on N ranks with the same batch a rank, DDP and FSDP2; efficiency is the N-rank rate over N
-  times that of one rank.
+  times that of one rank. `apart`: N runs of one rank each at once, that share the host and exchange nothing; its rate
+  is N times the slowest's, and what it lacks to 100 % is the machine's, not the exchange's.
 * checkpoint: the step that saves against the mean step (stall), and all that the run lost until the end of the
   measurement (cost), for async_checkpoint on and off.
 * curve: losses of `--mini` on the same global batches, 1 rank against N; the largest relative difference.
@@ -24,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +46,12 @@ from hpdm_core.training.run import fit
 from hpdm_core.training.source import weightless_family
 
 WARM_UP = 5
+ROWS = ["one", "apart", "ddp", "ddp-sync", "fsdp", "curve"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run. `batch` is global; a checkpoint is written after step `save_at`, and at the end."""
+    """One run, or `ranks` runs apart, of `batch` each; a checkpoint is written after step `save_at`, and at the end."""
 
     name: str
     preset: str
@@ -59,6 +62,7 @@ class Case:
     save_at: int
     device: str
     overrides: tuple[str, ...] = ()
+    apart: bool = False
 
 
 class Patches:
@@ -116,19 +120,22 @@ def run_rank(case: Case, out: Path) -> None:
         (out / "stamps.json").write_text(json.dumps(source.stamps))
 
 
-def run_case(case: Case, folder: Path) -> Path:
-    """Start the ranks of a case and wait for them; the run directory."""
-    out = folder / f"{case.name}-{case.ranks}-{len(list(folder.iterdir()))}"
+def run_case(case: Case, folder: Path) -> list[Path]:
+    """Start the ranks of a case and wait for them; the run directory, or those of runs apart."""
+    name = f"{case.name}-{case.ranks}-{len(list(folder.iterdir()))}"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(case.ranks)}
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     common.setdefault("OMP_NUM_THREADS", "1")
-    command = [sys.executable, "-m", "benchmarks.scaling", "--rank-of", json.dumps(asdict(case)), "--out", str(out)]
-    ranks = [
-        subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(case.ranks)
-    ]
+    command = [sys.executable, "-m", "benchmarks.scaling", "--rank-of", json.dumps(asdict(case)), "--out"]
+    outs = [folder / (f"{name}-{index}" if case.apart else name) for index in range(case.ranks)]
+    ranks = []
+    for index, out in enumerate(outs):
+        place = {"LOCAL_RANK": str(index), "RANK": str(index), "WORLD_SIZE": str(case.ranks)}
+        if case.apart:
+            place |= {"RANK": "0", "WORLD_SIZE": "1"}
+        ranks.append(subprocess.Popen([*command, str(out)], env={**common, **place}))
     while any(rank.poll() is None for rank in ranks):
         if any(rank.returncode for rank in ranks):  # the others would wait for it
             for rank in ranks:
@@ -136,16 +143,19 @@ def run_case(case: Case, folder: Path) -> Path:
         time.sleep(0.1)
     if any(rank.returncode for rank in ranks):
         raise SystemExit(f"{case.name} on {case.ranks} ranks failed")
-    return out
+    return outs if case.apart else outs[:1]
 
 
-def timings(case: Case, out: Path) -> dict[str, Any]:
-    """Rate, and stall and cost of the checkpoint, from the times at which rank 0 asked for data."""
-    seconds = np.diff(json.loads((out / "stamps.json").read_text()))
-    mean = float(seconds[WARM_UP : case.save_at - 1].mean())
+def timings(case: Case, outs: Sequence[Path]) -> dict[str, Any]:
+    """Rate, and stall and cost of the checkpoint, from the times at which rank 0 asked for data; of the slowest run."""
+    every = [np.diff(json.loads((out / "stamps.json").read_text())) for out in outs]
+    means = [float(seconds[WARM_UP : case.save_at - 1].mean()) for seconds in every]
+    mean = max(means)
+    out, seconds = outs[means.index(mean)], every[means.index(mean)]
     after = seconds[case.save_at - 1 :]
     return {
-        "videos_per_s": case.batch / mean,
+        "videos_per_s": case.batch * len(outs) / mean,
+        "steps_ms": [value * 1e3 for value in means],
         "step_ms": mean * 1e3,
         "checkpoint_stall_s": float(after[0]) - mean,
         "checkpoint_cost_s": float(after.sum()) - mean * len(after),
@@ -178,23 +188,24 @@ def cases(args: argparse.Namespace) -> list[Case]:
         "train.max_videos=null",
     )
     rows = []
-    for ranks, parallel, background in (
-        (1, "ddp", True),
-        (args.ranks, "ddp", True),
-        (args.ranks, "ddp", False),
-        (args.ranks, "fsdp", True),
+    for name, ranks, apart in (
+        ("one", 1, False),
+        ("apart", args.ranks, True),
+        ("ddp", args.ranks, False),
+        ("ddp-sync", args.ranks, False),
+        ("fsdp", args.ranks, False),
     ):
-        batch = args.batch * ranks
+        batch = args.batch * (1 if apart else ranks)
         settings = (
             f"train.batch_size={batch}",
             f"train.micro_batch={args.batch}",
-            f"train.parallel={parallel}",
-            f"train.async_checkpoint={str(background).lower()}",
+            f"train.parallel={'fsdp' if name == 'fsdp' else 'ddp'}",
+            f"train.async_checkpoint={str(name != 'ddp-sync').lower()}",
         )
         rows.append(
-            Case(parallel, args.preset, ranks, batch, args.batch, steps, save_at, args.device, (*common, *settings))
+            Case(name, args.preset, ranks, batch, args.batch, steps, save_at, args.device, (*common, *settings), apart)
         )
-    return rows
+    return [row for row in rows if row.name in args.rows]
 
 
 def curve_case(args: argparse.Namespace, ranks: int) -> Case:
@@ -217,6 +228,7 @@ def curve_case(args: argparse.Namespace, ranks: int) -> Case:
 def main() -> None:
     """Run everything and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=lambda text: text.split(","), default=ROWS, help="a part of the tables")
     parser.add_argument("--ranks", type=int, default=max(torch.cuda.device_count(), 2))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--preset", default="ucf101-m")
@@ -230,6 +242,8 @@ def main() -> None:
     parser.add_argument("--rank-of", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if set(args.rows) - set(ROWS):
+        parser.error(f"--rows takes {', '.join(ROWS)}")
     if args.rank_of:
         raw = json.loads(args.rank_of)
         run_rank(Case(**{**raw, "overrides": tuple(raw["overrides"])}), args.out)
@@ -241,12 +255,14 @@ def main() -> None:
         folder = Path(temporary)
         for case in cases(args):
             row = {**asdict(case), **timings(case, run_case(case, folder))}
-            row["async_checkpoint"] = "train.async_checkpoint=true" in case.overrides
-            row["efficiency"] = row["videos_per_s"] / case.ranks / (rows[0] if rows else row)["videos_per_s"]
             rows.append(row)
+            if rows[0]["name"] == "one":
+                row["efficiency"] = row["videos_per_s"] / case.ranks / rows[0]["videos_per_s"]
             print(show(row), flush=True)
             write_json(args.json, rows)
-        curves = [losses(run_case(curve_case(args, ranks), folder)) for ranks in (1, args.ranks)]
+        if "curve" not in args.rows:
+            return
+        curves = [losses(*run_case(curve_case(args, ranks), folder)) for ranks in (1, args.ranks)]
     difference = float(np.max(np.abs(curves[1] / curves[0] - 1)))
     print(f"loss curve of {args.mini}: {len(curves[0])} steps, {curves[0][0]:.4f} to {curves[0][-1]:.4f};", end=" ")
     print(f"1 rank against {args.ranks}: largest relative difference {difference:.1e}")
@@ -255,10 +271,10 @@ def main() -> None:
 
 def show(row: dict[str, Any]) -> str:
     """One line of the table."""
-    mode = "async" if row["async_checkpoint"] else "sync"
+    each = "" if not row["apart"] else f" ({', '.join(f'{ms:.1f}' for ms in row['steps_ms'])})"
     return (
-        f"{row['ranks']} x {row['name']:<5} {row['videos_per_s']:8.2f} videos/s {row['step_ms']:9.1f} ms a step "
-        f"{row['efficiency']:7.1%}   checkpoint {row['checkpoint_gb']:.2f} GB {mode:<5} "
+        f"{row['ranks']} x {row['name']:<8} {row['videos_per_s']:8.2f} videos/s {row['step_ms']:9.1f} ms a step{each} "
+        f"{row.get('efficiency', float('nan')):7.1%}   checkpoint {row['checkpoint_gb']:.2f} GB "
         f"stall {row['checkpoint_stall_s']:6.2f} s, cost {row['checkpoint_cost_s']:6.2f} s"
     )
 
