@@ -67,9 +67,10 @@ TOY: dict[str, list[str]] = {
 }  # fmt: skip
 """What makes each arm small enough for a CPU."""
 
-CALIBRATION, WARMUP = 16, 10
-"""Steps of each phase that are run first, and how many of them are not timed: both of two roles that take turns are
-captured as CUDA graphs in their fourth."""
+CALIBRATION, EVERY = 40, 10
+"""Steps of each phase that are run first, and after how many a line is logged, for which the host waits. Those before
+the first line are not timed: both of two roles that take turns are captured as CUDA graphs in their fourth.
+"""
 
 
 def preset(arm: str, size: int, *, toy: bool) -> tuple[str, list[str]]:
@@ -134,16 +135,16 @@ def calibrate(arm: str, size: int, store: Path, out: Path, args: argparse.Namesp
     file = out / "steps.json"
     if file.exists():
         return json.loads(file.read_text())
-    shares = SHARES[arm]
-    few = [CALIBRATION if share else 0 for share in shares]
-    every = ("train.log_every_steps=1", "train.checkpoint_every_steps=100000", "train.optimizer.warmup_steps=0")
-    train(arm_config(arm, size, few, args, *every), store, out / "calibration", device=args.device)
+    shares, every = SHARES[arm], 2 if args.toy else EVERY
+    few = [(4 if args.toy else CALIBRATION) if share else 0 for share in shares]
+    logs = (f"train.log_every_steps={every}", "train.checkpoint_every_steps=100000", "train.optimizer.warmup_steps=0")
+    train(arm_config(arm, size, few, args, *logs), store, out / "calibration", device=args.device)
     lines = list(read_log(out / "calibration"))
     names = list(dict.fromkeys(line["phase"] for line in lines))
     seconds = []
     for name in names:
         times = [line["seconds"] for line in lines if line["phase"] == name]
-        seconds.append((times[-1] - times[WARMUP]) / (len(times) - 1 - WARMUP))
+        seconds.append((times[-1] - times[0]) / (every * (len(times) - 1)))
     times = iter(seconds)
     steps = [max(2, int(args.minutes * 60 * share / next(times))) if share else 0 for share in shares]
     file.write_text(json.dumps(steps))
@@ -246,7 +247,7 @@ def folder(args: argparse.Namespace, arm: str, size: int, data: str) -> Path:
 
 def sheet(args: argparse.Namespace, size: int, data: str) -> None:
     """A picture of the first samples of every finished arm, held-out clips first."""
-    files = [folder(args, arm, size, data) / "samples.npy" for arm in args.arms]
+    files = [folder(args, arm, size, data) / "samples.npy" for arm in SHARES]
     groups = [np.load(file, mmap_mode="r")[:4] for file in files if file.exists()]
     if not groups:
         return
@@ -332,10 +333,10 @@ def main() -> None:
                 command = [sys.executable, "-m", "benchmarks.families", *sys.argv[1:], "--one", f"{arm}:{size}:{data}"]
                 timed = ["--until", str(until)] if until else []
                 worst = max(worst, subprocess.run([*command, *timed], check=False).returncode)
-            if file.exists():
-                rows.append(json.loads(file.read_text()))
-            else:
+            if not file.exists():
                 print(f"{data} {size} {arm}: not finished; the same command continues", file=sys.stderr)
+        files = [folder(args, arm, size, data) / "row.json" for arm in SHARES]  # of other commands too
+        rows += [json.loads(file.read_text()) for file in files if file.exists()]
         sheet(args, size, data)
     (args.out / f"families-{data}.json").write_text(json.dumps({"machine": machine_facts(), "rows": rows}, indent=1))
     print(table(rows))
