@@ -2,7 +2,8 @@
 
     python -m benchmarks.claims --family pvdm --json results/claims_pvdm.json
     python -m benchmarks.claims --family mdm --json results/claims_mdm.json
-    python -m benchmarks.claims --family mdm --toy                            # a CPU, nothing learned
+    python -m benchmarks.claims --family mdm --narrow --only pretraining --device cpu     # half an hour of two cores
+    python -m benchmarks.claims --family mdm --toy                                        # a CPU, nothing learned
 
 Procedural clips of 16x32x32 (pairs of 32 frames for PVDM) in which shapes move over still backgrounds, a few seeds,
 equal steps for all arms of a claim, held-out clips for every number. A claim holds if it does for every seed; what
@@ -13,6 +14,7 @@ PVDM  planes      three planes reconstruct moving clips 2 dB better than the one
       joins       clips made one from the other join smoothly (1.5 times the change inside at most), others do not
 MDM   low-loss    losses at low resolutions speed up the high one: a lower loss there at equal steps
       agreement   resolutions sampled together agree (25 dB), more so with training, though their noise is independent
+      pretraining the more steps the inner parts were trained alone, the lower the outer loss after equal steps of all
 """
 
 from __future__ import annotations
@@ -56,13 +58,13 @@ from hpdm_core.video import to_uint8
 SIDE, FRAMES = 32, 16
 Row = dict[str, Any]
 
-COMMON = ("train.batch_size=32", "train.optimizer.warmup_steps=50", "train.compile=false", "data.workers=4")
+COMMON = ("train.optimizer.warmup_steps=50", "train.compile=false", "data.workers=4")
 PVDM = (
     *COMMON, f"model.video=[{FRAMES},{SIDE},{SIDE}]", "model.condition.kind=none", "model.training.ae_gan=null",
     "model.training.previous_share=0.5", "model.autoencoder.depth=2", "model.denoiser.blocks=1",
     "model.denoiser.multipliers=[1,2]",
 )  # fmt: skip
-TOY = ("train.batch_size=2", "train.precision=fp32", "data.workers=0")
+TOY = ("train.precision=fp32", "data.workers=0")
 MDM = (*COMMON, "model.condition.kind=none", 'model.phases=[{"name":"full","levels":3}]')
 
 
@@ -128,7 +130,8 @@ def pvdm_rows(bench: Bench, seed: int) -> list[Row]:
     """The three claims about projected latents, from two autoencoders and one denoiser."""
     args = bench.args
     tiny = ("model.autoencoder.width=32", "model.denoiser.width=16", *TOY) if args.toy else ()
-    config = load_run_config("pvdm-mini", (*PVDM, *tiny, f"train.max_steps={args.steps}"))
+    given = (f"train.max_steps={args.steps}", f"train.batch_size={args.batch}")
+    config = load_run_config("pvdm-mini", (*PVDM, *tiny, *given))
     rows: list[Row] = []
     quality: dict[str, dict[str, float]] = {}
     for arm in ("xy only", "three planes"):
@@ -196,31 +199,41 @@ def joins_row(bench: Bench, family: PvdmFamily, seed: int) -> Row:
     return {"claim": "joins", "seed": seed, "holds": holds, "values": values}
 
 
-def mdm_rows(bench: Bench, seed: int) -> list[Row]:
-    """The two claims about nested resolutions, from two trainings of one network."""
-    args = bench.args
+def mdm_config(args: argparse.Namespace, steps: int, *changes: str) -> RunConfig:
+    """The small matryoshka model at this benchmark's size."""
     levels = load_run_config("mdm-mini").model.model_dump(mode="json")["levels"]
     for level, side in zip(levels, (SIDE // 4, SIDE // 4, SIDE), strict=True):
         level["size"] = [side, side]
-        level["channels"] = [32] * len(level["channels"]) if args.toy else level["channels"]
-    tiny = TOY if args.toy else ()
+        level["channels"] = [32] * len(level["channels"]) if args.narrow else level["channels"]
+    size = (f"model.levels={json.dumps(levels)}", f"train.max_steps={steps}", f"train.batch_size={args.batch}")
+    return load_run_config("mdm-mini", (*MDM, *size, *changes, *(TOY if args.toy else ())))
+
+
+def held_out_losses(bench: Bench, family: Family, config: RunConfig, seed: int) -> dict[str, float]:
+    """The loss of every resolution on held-out clips."""
+    batch, training = bench.held_out(family, "full", config), family.training
+    family.eval()
+    with torch.no_grad(), computing(config.train, bench.device):
+        losses = family.losses("full", batch, BatchStreams(seed, batch.positions, bench.device))
+    family.train(training)
+    return {name: value.item() for name, value in losses.parts.items()}
+
+
+def nested_rows(bench: Bench, seed: int) -> list[Row]:
+    """The two claims about nested resolutions, from two trainings of one network."""
+    args = bench.args
     high: dict[str, dict[str, float]] = {"with": {}, "without": {}}
     agreement: dict[str, dict[str, float]] = {}
     for arm, weights in (("with", "null"), ("without", "[0.0,0.0,1.0]")):
-        changes = (f"model.levels={json.dumps(levels)}", f"model.level_weights={weights}")
-        config = load_run_config("mdm-mini", (*MDM, *changes, *tiny, f"train.max_steps={args.steps}"))
+        config = mdm_config(args, args.steps, f"model.level_weights={weights}")
         family = bench.family(config, seed)
-        batch = bench.held_out(family, "full", config)
-        streams = BatchStreams(seed, batch.positions, bench.device)
 
-        def measure(share: float, arm: str = arm, family: Family = family, config: RunConfig = config,
-                    batch: Batch = batch, streams: BatchStreams = streams) -> None:  # fmt: skip
-            family.eval()
-            with torch.no_grad(), computing(config.train, bench.device):
-                high[arm][f"{share:.0%}"] = family.losses("full", batch, streams).parts["level2"].item()
-                if arm == "with":
-                    agreement[f"{share:.0%}"] = agreements(bench, family)
-            family.train()
+        def measure(share: float, arm: str = arm, family: Family = family, config: RunConfig = config) -> None:
+            high[arm][f"{share:.0%}"] = held_out_losses(bench, family, config, seed)["level2"]
+            if arm == "with":
+                family.eval()
+                agreement[f"{share:.0%}"] = agreements(bench, family)
+                family.train()
 
         bench.train(family, "full", config, args.steps, seed, measure)
     losses = {f"{arm} at {share}": value for arm, found in high.items() for share, value in found.items()}
@@ -229,6 +242,29 @@ def mdm_rows(bench: Bench, seed: int) -> list[Row]:
     agree = last["spatial"] >= 25 and last["spatial"] > last["chance"] + 3 and last["spatial"] >= first["spatial"]
     values = {f"{name} dB at {share}": value for share, found in agreement.items() for name, value in found.items()}
     return [low, {"claim": "agreement", "seed": seed, "holds": agree, "values": values}]
+
+
+def pretraining_row(bench: Bench, seed: int) -> Row:
+    """The loss of the large clip after equal steps of the whole nest, for more and more steps of its inner parts."""
+    steps = max(2, bench.args.steps // 2)
+    phases = json.dumps([{"name": name, "levels": 1 + i} for i, name in enumerate(("low", "mid", "full"))])
+    config = mdm_config(bench.args, steps, f"model.phases={phases}")
+    losses: dict[str, float] = {}
+    for before in (0, steps, 2 * steps):
+        family = bench.family(config, seed)
+        for phase in ("low", "mid"):
+            if before:
+                bench.train(family, phase, config, before, seed)
+        bench.train(family, "full", config, steps, seed)
+        losses[f"after {before} steps"] = held_out_losses(bench, family, config, seed)["level2"]
+    none, some, more = losses.values()
+    return {"claim": "pretraining", "seed": seed, "holds": more < some < none, "values": losses}
+
+
+def mdm_rows(bench: Bench, seed: int) -> list[Row]:
+    """All claims of matryoshka diffusion, or the one that was asked for."""
+    rows = [] if bench.args.only == "pretraining" else nested_rows(bench, seed)
+    return rows if bench.args.only == "nested" else [*rows, pretraining_row(bench, seed)]
 
 
 def agreements(bench: Bench, family: Family) -> dict[str, float]:
@@ -271,12 +307,16 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=2000, help="procedural training clips")
     parser.add_argument("--num", type=int, default=64, help="held-out clips")
     parser.add_argument("--sample-steps", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--only", choices=("nested", "pretraining"), help="of MDM: the first two claims, or the last")
+    parser.add_argument("--narrow", action="store_true", help="MDM with 32 channels everywhere, for a CPU")
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.toy:
         args.seeds, args.steps, args.clips, args.num, args.sample_steps = 1, 4, 4, 2, 2
+        args.batch, args.narrow = 2, True
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder, matmul_precision("bf16"):
         bench = Bench(args, Path(folder))
