@@ -43,6 +43,7 @@ class HpdmFamily(ConditionedFamily):
         self.schedule = LogNormal(config.sigma_log_mean, config.sigma_log_std, config.sigma_min, config.sigma_max)
         self.levels = tuple(
             Parametrisation(
+                config.prediction,
                 weighting=config.loss_weighting,
                 scale=config.input_scale * config.input_scale_growth**level,
                 sigma_data=config.sigma_data,

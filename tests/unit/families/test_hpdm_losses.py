@@ -18,6 +18,7 @@ SWITCHES = [
     {"fusion_init": "identity"},
     {"position_init": "sinusoids"},
     {"loss_weighting": "output"},
+    {"prediction": "v"},
     {"levels_per_block": (3, 3)},
     {"condition": {"kind": "none"}},
     {"video": (2, 16, 32)},
@@ -53,6 +54,24 @@ def test_loss_at_zero_output_is_the_weighted_power_of_the_target(weighting):
         expected = (weight * v**2).mean().item()
         assert found.parts[f"level{level}"].item() == pytest.approx(expected, rel=1e-4)
     assert found.total.item() == pytest.approx(sum(p.item() for p in found.parts.values()), rel=1e-6)
+
+
+def test_v_is_that_of_each_levels_own_signal_and_noise():
+    family = tiny_family(prediction="v", loss_weighting="output", input_scale=2.0)
+    with torch.no_grad():
+        family.denoiser.head.detokenize.weight.zero_()
+    positions = list(range(6))
+    batch, streams = random_batch(family, positions), BatchStreams(3, positions)
+    found = family.losses("denoiser", batch, streams)
+    sigmas = family.schedule.draw(streams.uniform("sigma", 3)).double()
+    for level in range(3):
+        ratio = 2.0 * 2**level * sigmas[:, level, None, None, None, None]  # noise to signal, in pixels
+        x = batch.videos[f"level{level}"].double()
+        eps = streams.normal(f"noise/level{level}", x.shape[1:]).double()
+        expected = ((eps - ratio * x).square() / (1 + ratio**2)).mean().item()
+        assert found.parts[f"level{level}"].item() == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValidationError, match="sigma_data of 1"):
+        tiny_model(prediction="v", sigma_data=0.5)
 
 
 def test_terms_are_attached_and_add_up_with_level_weights():
