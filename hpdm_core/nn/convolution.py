@@ -4,14 +4,14 @@ A video [B, C, T, H, W] folds into a stack of R = B * T images, one video's fram
 one set of 2-D layers serves images, frames and feature planes alike. Only the layers named after
 time see more than one frame.
 
-Under autocast convolutions run in its type, and GroupNorm gives what it is given, with statistics in fp32.
+Under autocast convolutions run in its type; GroupNorm computes in fp32 and gives the type that it is given.
 Shapes: B batch, R images (a multiple of B), C channels, T H W frames and pixels, E embedding width.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,18 +22,40 @@ MAX_GROUPS = 32
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm whose output has the type of its input, under autocast too.
+    """GroupNorm in fp32 whose output has the type of its input, under autocast too.
 
     PyTorch's autocast makes it fp32 on CUDA (and not on a CPU): all that follows up to the next convolution would be
     computed, and kept for the backward pass, at twice the bytes.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """[R, C, H, W], sums over a group in fp32."""
-        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
-        sizes = (len(input), self.num_channels, math.prod(input.shape[2:]))
+        """[R, C, H, W] to the same."""
+        if input.dtype in (torch.bfloat16, torch.float16):
+            return _HalfGroupNorm.apply(input, self.weight, self.bias, self.num_groups, self.eps)
+        return super().forward(input)
+
+
+class _HalfGroupNorm(torch.autograd.Function):
+    """fp32 arithmetic on 16-bit input, of which only the input and fp32 statistics are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        x, sizes = x.contiguous(), (len(x), x.shape[1], math.prod(x.shape[2:]))
         # Autocast wraps `group_norm`, not the function beneath it.
-        return torch.native_group_norm(input.contiguous(), weight, bias, *sizes, self.num_groups, self.eps)[0]
+        y, mean, inverse = torch.native_group_norm(x.float(), weight, bias, *sizes, groups, eps)
+        ctx.save_for_backward(x, weight, mean, inverse)
+        ctx.sizes = (*sizes, groups)
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse = ctx.saved_tensors
+        (gradient,), wanted = gradients, list(ctx.needs_input_grad[:3])
+        found = torch.ops.aten.native_group_norm_backward(
+            gradient.float().contiguous(), x.float(), mean, inverse, weight, *ctx.sizes, wanted
+        )
+        of_x, of_weight, of_bias = found
+        return None if of_x is None else of_x.to(x.dtype), of_weight, of_bias, None, None
 
 
 def group_norm(channels: int) -> GroupNorm:

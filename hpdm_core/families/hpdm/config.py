@@ -36,8 +36,8 @@ class HpdmModel(ModelSection):
     place in the patch, of the size of the tokens.
     input_scale, input_scale_growth: sigma_in of level 0 and its factor per level (spec §2.2).
     prediction: what the network's output means. `edm_v` is v with unscaled coefficients (spec §2.2), whose error the
-    clean estimate multiplies by up to sqrt(1 + input_scale) / 2; `v` has the coefficients of the level's own signal
-    and noise, and multiplies it by at most 1. They are one where input_scale is 1.
+    clean estimate of a level of input scale s > 2 multiplies by up to s / (2 sqrt(s - 1)); `v` has the coefficients
+    of the level's own signal and noise, and multiplies it by at most 1. They are one at a level whose s is 1.
     loss_weighting: `edm` weighs the error of the clean estimate by 1 + 1 / sigma² (spec §2.2), which counts small noise
     input_scale² times more than large; `output` counts the output's error alike at all noise levels and levels of the
     pyramid, as plain v-prediction does.
@@ -107,7 +107,7 @@ class HpdmModel(ModelSection):
             if width % min(head, width):
                 raise ValueError(f"a width of {width} does not divide into heads of {head} (head_dim)")
         if self.prediction == "v" and self.sigma_data != 1:
-            raise ValueError(f"prediction v is for a sigma_data of 1, not {self.sigma_data}: change input_scale instead")
+            raise ValueError(f"prediction v needs a sigma_data of 1, not {self.sigma_data}: change input_scale instead")
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min {self.sigma_min} must be below sigma_max {self.sigma_max}")
         return self

@@ -76,9 +76,27 @@ def test_group_norm_is_pytorchs(shape):
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_group_norm_under_autocast_keeps_its_inputs_type_and_sums_in_fp32():
-    norm, x = group_norm(32), (100 + torch.randn(2, 32, 64, 64)).bfloat16()
+@pytest.mark.parametrize("mean", [0, 10, 100])
+def test_group_norm_of_16_bits_is_that_of_fp32_rounded_once(mean):
+    norm = group_norm(32)
+    torch.nn.init.normal_(norm.weight)
+    x = (mean + torch.randn(2, 32, 16, 16)).bfloat16().requires_grad_()
+    weights = torch.randn(2, 32, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
         y = norm(x)
     assert y.dtype == torch.bfloat16
-    assert (y.float() - F.group_norm(x.float(), 32)).abs().max() < 0.02  # a sum in bf16 would be off by far
+    exact = x.detach().float().requires_grad_()
+    expected = F.group_norm(exact, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    torch.testing.assert_close(y.float(), expected, rtol=2**-8, atol=1e-6)
+    found = torch.autograd.grad(y, [x, norm.weight, norm.bias], weights.bfloat16())
+    right = torch.autograd.grad(expected, [exact, norm.weight, norm.bias], weights.bfloat16().float())
+    for ours, theirs in zip(found, right, strict=True):
+        torch.testing.assert_close(ours.float(), theirs, rtol=2**-7, atol=2**-8)
+    assert found[1].dtype == torch.float32
+
+
+def test_group_norm_of_16_bits_keeps_its_input_and_no_copy():
+    norm, x, kept = group_norm(32), torch.randn(2, 32, 16, 16).bfloat16().requires_grad_(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        norm(x)
+    assert max(t.nbytes for t in kept) == x.nbytes

@@ -117,5 +117,5 @@ def test_noise_is_drawn_ahead_only_for_a_solver_that_takes_some():
     with StageNoise(stage(), [0], "cpu", ahead=True) as noise:
         noise(START)
         assert noise._next is None
-        noise(3)  # the last step: none follows
+        noise(2)  # the last step, which follows, adds none
         assert noise._next is None
