@@ -2,8 +2,11 @@
 
     python -m benchmarks.claims --family pvdm --json results/claims_pvdm.json
     python -m benchmarks.claims --family mdm --json results/claims_mdm.json
-    python -m benchmarks.claims --family mdm --narrow --only pretraining --device cpu     # half an hour of two cores
-    python -m benchmarks.claims --family mdm --toy                                        # a CPU, nothing learned
+    python -m benchmarks.claims --family mdm --toy                            # a CPU, nothing learned
+
+A quarter of an hour of two cores:
+
+    python -m benchmarks.claims --family mdm --only pretraining --narrow --steps 160 --batch 16 --clips 1000 --num 32
 
 Procedural clips of 16x32x32 (pairs of 32 frames for PVDM) in which shapes move over still backgrounds, a few seeds,
 equal steps for all arms of a claim, held-out clips for every number. A claim holds if it does for every seed; what

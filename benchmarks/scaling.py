@@ -9,8 +9,8 @@ the loop, its collectives and its checkpoints, without a loader. A step is the t
 all that happens between steps is in it.
 
 * scaling: videos/s on 1 and on N ranks with the same batch a rank, DDP and FSDP2; efficiency is the N-rank rate over N
-  times that of one rank. `apart`: N runs of one rank each at once, that share the host and exchange nothing; its rate
-  is N times the slowest's, and what it lacks to 100 % is the machine's, not the exchange's.
+  times that of one rank. `apart`: N runs of one rank each, started together, that share the host and exchange nothing;
+  its rate is N times the slowest's, and what it lacks to 100 % is the machine's, not the exchange's.
 * checkpoint: the step that saves against the mean step (stall), and all that the run lost until the end of the
   measurement (cost), for async_checkpoint on and off.
 * curve: losses of `--mini` on the same global batches, 1 rank against N; the largest relative difference.
@@ -271,10 +271,11 @@ def main() -> None:
 
 def show(row: dict[str, Any]) -> str:
     """One line of the table."""
+    share = f"{row['efficiency']:.1%}" if "efficiency" in row else "-"
     each = "" if not row["apart"] else f" ({', '.join(f'{ms:.1f}' for ms in row['steps_ms'])})"
     return (
         f"{row['ranks']} x {row['name']:<8} {row['videos_per_s']:8.2f} videos/s {row['step_ms']:9.1f} ms a step{each} "
-        f"{row.get('efficiency', float('nan')):7.1%}   checkpoint {row['checkpoint_gb']:.2f} GB "
+        f"{share:>7}   checkpoint {row['checkpoint_gb']:.2f} GB "
         f"stall {row['checkpoint_stall_s']:6.2f} s, cost {row['checkpoint_cost_s']:6.2f} s"
     )
 
