@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import zipfile
 from pathlib import Path
 from typing import IO
@@ -10,13 +11,17 @@ import numpy as np
 
 from hpdm_core.errors import DataError
 
+_ONE_AT_A_TIME = threading.Lock()
+"""NumPy parses headers as Python code, which before Python 3.12 fails at random in several threads (SystemError)."""
+
 
 def load_array(path: Path, key: str) -> np.ndarray:
     """The array of a `.npy` file, mapped (key ""), or one of a `.npz` file. Raises DataError."""
     try:
         if path.suffix == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        with np.load(path, allow_pickle=False) as archive:
+            with _ONE_AT_A_TIME:
+                return np.load(path, mmap_mode="r", allow_pickle=False)
+        with _ONE_AT_A_TIME, np.load(path, allow_pickle=False) as archive:
             return archive[key]
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable NumPy file: {error}") from error
