@@ -11,18 +11,21 @@ import numpy as np
 
 from hpdm_core.errors import DataError
 
-_ONE_AT_A_TIME = threading.Lock()
-"""NumPy parses headers as Python code, which before Python 3.12 fails at random in several threads (SystemError)."""
+_PARSING = threading.Lock()
+"""NumPy reads headers with `ast`, which counts its depth for all threads together in some Pythons (3.11.7 among them):
+where garbage collection lets another thread in meanwhile, it ends with a SystemError.
+"""
 
 
 def load_array(path: Path, key: str) -> np.ndarray:
     """The array of a `.npy` file, mapped (key ""), or one of a `.npz` file. Raises DataError."""
     try:
         if path.suffix == ".npy":
-            with _ONE_AT_A_TIME:
+            with _PARSING:
                 return np.load(path, mmap_mode="r", allow_pickle=False)
-        with _ONE_AT_A_TIME, np.load(path, allow_pickle=False) as archive:
-            return archive[key]
+        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
+            shape, fortran, dtype = _header(member)
+            return np.frombuffer(bytearray(member.read()), dtype).reshape(shape, order="F" if fortran else "C")
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable NumPy file: {error}") from error
 
@@ -51,17 +54,20 @@ def _headers(path: Path) -> list[tuple[str, tuple[int, ...], np.dtype]]:
     """(key, shape, dtype) of each array of a `.npy` (key "") or `.npz` file."""
     if path.suffix == ".npy":
         with path.open("rb") as file:
-            return [("", *_header(file))]
+            shape, _, dtype = _header(file)
+            return [("", shape, dtype)]
     found = []
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             with archive.open(name) as member:
-                found.append((name.removesuffix(".npy"), *_header(member)))
+                shape, _, dtype = _header(member)
+                found.append((name.removesuffix(".npy"), shape, dtype))
     return found
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns come first, and type, after which the file stands at the numbers."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    return shape, dtype
+    with _PARSING:
+        return read(file)

@@ -150,7 +150,8 @@ def split_grid(grid_THWC: np.ndarray, num: int) -> list[np.ndarray]:
 def _read_clips(folder: Path) -> Iterator[ShownClip]:
     """The first clips of a folder of samples, by name."""
     source = open_source(folder)
-    for clip in source.clips(range(min(len(source), MAX_CLIPS)), lambda _, length: range(length), None):
+    shown = range(min(len(source), MAX_CLIPS))
+    for clip in source.clips(shown, lambda _, length: range(length), None, workers=0):  # few: no threads beside us
         if clip.frames is not None:
             about, fps = _provenance(folder / clip.name.partition(":")[0])
             label = str(about.get("class") or "")

@@ -1,5 +1,6 @@
 """Sources of clips and what is taken from them: order, starts, strides, sizes, and every way to be unusable."""
 
+import ast
 import threading
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from hpdm_core.errors import CorruptVideo, DataError
 from hpdm_core.metrics import sources
+from hpdm_core.metrics.array_files import array_shapes, load_array
 from hpdm_core.metrics.features import (
     Job,
     Selection,
@@ -300,3 +302,35 @@ def test_a_file_that_hangs_or_crashes_its_decoder_is_named(tmp_path, monkeypatch
     with pytest.raises(CorruptVideo, match=name):
         folder.clip(0, lambda index, length: range(length), None)
     assert folder.clip(1, lambda index, length: range(length), None).frames is not None
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_array_of_an_archive_is_the_one_that_was_saved(tmp_path, save, order):
+    path, clip = tmp_path / "clips.npz", np.asarray(np.random.default_rng(0).integers(0, 255, (5, 4, 6, 3)), np.uint8)
+    save(path, one=np.asarray(clip, order=order), two=clip[:2], none=clip[:0])
+    assert array_shapes(path) == [("one", (5, 4, 6, 3)), ("two", (2, 4, 6, 3)), ("none", (0, 4, 6, 3))]
+    for key, expected in (("one", clip), ("two", clip[:2]), ("none", clip[:0])):
+        assert np.array_equal(load_array(path, key), expected)
+    with pytest.raises(DataError, match="not a readable NumPy file"):
+        load_array(path, "three")
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_headers_are_parsed_by_one_thread_at_a_time(tmp_path, monkeypatch, suffix):
+    """NumPy parses them with `ast`, which some Pythons cannot do in two threads at once."""
+    inside, most, real = [], [], ast.literal_eval
+
+    def slow(text):
+        inside.append(text)
+        most.append(len(inside))
+        threading.Event().wait(0.01)
+        inside.pop()
+        return real(text)
+
+    for index in range(8):
+        (np.save if suffix == "npy" else np.savez)(tmp_path / f"{index}.{suffix}", video(index))
+    monkeypatch.setattr(ast, "literal_eval", slow)
+    found = list(open_source(tmp_path).clips(range(8), lambda _, length: range(length), None, workers=8))
+    assert [int(clip.frames[0, 0, 0, 0]) for clip in found] == [20 * index for index in range(8)]
+    assert max(most) == 1
