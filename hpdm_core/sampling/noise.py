@@ -46,7 +46,7 @@ class StageNoise:
         """Float32 [B, ...] of every component, on the device."""
         coming, self._next = self._next, None
         drawn = coming[1].result() if coming is not None and coming[0] == step else self._draw(step)
-        if self._ahead and START < step < len(self._stage.sigmas) - 3:  # the last step goes to no noise and adds none
+        if self._ahead and START < step < len(self._stage.sigmas) - 3:  # the last step ends without noise
             self._next = step + 1, self._thread.submit(self._draw, step + 1)
         if self._device.type == "cuda":  # pinned here: allocations of another thread would break a graph's capture
             drawn = {name: part.pin_memory() for name, part in drawn.items()}

@@ -30,24 +30,30 @@ def losses_of(family, positions=(0, 1, 2, 3), seed=0):
     return family.losses("denoiser", random_batch(family, positions), BatchStreams(seed, list(positions)))
 
 
+def losses_at_zero_output(family):
+    """The loss of a network that says 0, and each level's clean patches, noise and noise levels, in float64."""
+    with torch.no_grad():
+        family.denoiser.head.detokenize.weight.zero_()
+    positions = list(range(6))
+    batch, streams = random_batch(family, positions), BatchStreams(3, positions)
+    sigmas = family.schedule.draw(streams.uniform("sigma", 3)).double()
+    levels = []
+    for level in range(3):
+        x = batch.videos[f"level{level}"].double()
+        eps = streams.normal(f"noise/level{level}", x.shape[1:]).double()
+        levels.append((x, eps, sigmas[:, level, None, None, None, None]))
+    return family.losses("denoiser", batch, streams), levels
+
+
 @pytest.mark.parametrize("weighting", ["edm", "output"])
 def test_loss_at_zero_output_is_the_weighted_power_of_the_target(weighting):
     """With F = 0 each level's loss is the mean of w(sigma) F*², computed here from the spec's formulas.
 
     `edm` has the spec's w; with `output` it is one, so that all noise levels count alike.
     """
-    family = tiny_family(sigma_data=0.5, loss_weighting=weighting)
-    with torch.no_grad():
-        family.denoiser.head.detokenize.weight.zero_()
-    positions = list(range(6))
-    batch, streams = random_batch(family, positions), BatchStreams(3, positions)
-    found = family.losses("denoiser", batch, streams)
-    sigmas = family.schedule.draw(streams.uniform("sigma", 3)).double()
-    for level in range(3):
+    found, levels = losses_at_zero_output(tiny_family(sigma_data=0.5, loss_weighting=weighting))
+    for level, (x, eps, sigma) in enumerate(levels):
         s, d = 4.0 * 2**level, 0.5
-        sigma = sigmas[:, level, None, None, None, None]
-        x = batch.videos[f"level{level}"].double()
-        eps = streams.normal(f"noise/level{level}", x.shape[1:]).double()
         v = (d**2 * eps - sigma * x) / (d * (sigma**2 + d**2).sqrt())
         edm = (sigma**2 + d**2) ** 2 / (sigma**2 + d**2 / s) ** 2
         weight = edm if weighting == "edm" else torch.ones_like(edm)
@@ -58,16 +64,9 @@ def test_loss_at_zero_output_is_the_weighted_power_of_the_target(weighting):
 
 def test_v_is_that_of_each_levels_own_signal_and_noise():
     family = tiny_family(prediction="v", loss_weighting="output", input_scale=2.0)
-    with torch.no_grad():
-        family.denoiser.head.detokenize.weight.zero_()
-    positions = list(range(6))
-    batch, streams = random_batch(family, positions), BatchStreams(3, positions)
-    found = family.losses("denoiser", batch, streams)
-    sigmas = family.schedule.draw(streams.uniform("sigma", 3)).double()
-    for level in range(3):
-        ratio = 2.0 * 2**level * sigmas[:, level, None, None, None, None]  # noise to signal, in pixels
-        x = batch.videos[f"level{level}"].double()
-        eps = streams.normal(f"noise/level{level}", x.shape[1:]).double()
+    found, levels = losses_at_zero_output(family)
+    for level, (x, eps, sigma) in enumerate(levels):
+        ratio = 2.0 * 2**level * sigma  # noise to signal, in pixels
         expected = ((eps - ratio * x).square() / (1 + ratio**2)).mean().item()
         assert found.parts[f"level{level}"].item() == pytest.approx(expected, rel=1e-4)
     with pytest.raises(ValidationError, match="sigma_data of 1"):
