@@ -51,7 +51,7 @@ SHARES: dict[str, tuple[float, ...]] = {"hpdm": (1.0,), "pvdm": (0.35, 0.05, 0.6
 """Each phase's share of an arm's time."""
 
 SAMPLING: dict[str, dict[str, Any]] = {
-    "hpdm": {"steps": [32, 16, 16], "clip": True},
+    "hpdm": {"steps": [32, 16, 12], "clip": True},
     "pvdm": {"steps": [100], "solver": ["dpmpp_2m"]},
     "mdm": {"steps": [100], "solver": ["dpmpp_2m"]},
 }
@@ -116,7 +116,7 @@ def arm_config(arm: str, size: int, steps: list[int], args: argparse.Namespace, 
     """The config of one arm with so many steps in each of its phases."""
     name, changes = preset(arm, size, toy=args.toy)
     batch = 2 if args.toy else args.batch
-    micro = min(batch, args.micro) if size > 64 else batch
+    micro = min(batch, args.micro or batch)
     shared = [
         f"train.batch_size={batch}",
         f"train.micro_batch={micro}",
@@ -288,7 +288,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--num", type=int, default=256, help="videos of each arm")
     parser.add_argument("--clips", type=int, default=4000, help="procedural training clips")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--micro", type=int, default=16, help="rows of a micro-batch above 64x64")
+    parser.add_argument("--micro", type=int, help="rows of a micro-batch, all by default: parts allow no CUDA graph")
     parser.add_argument("--sample-batch", type=int, default=32)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)

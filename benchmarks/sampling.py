@@ -1,7 +1,8 @@
 """Sampling: how long a video takes, and what fewer calls cost in quality.
 
     python -m benchmarks.sampling speed --preset ucf101-m --json results/sampling_speed.json
-    python -m benchmarks.sampling quality --ckpt RUN --data STORE --json results/sampling_quality.json --table RUN_TABLE
+    python -m benchmarks.sampling quality --ckpt RUN --data STORE --json results/sampling_quality.json --table TABLE
+    python -m benchmarks.sampling times --ckpt RUN --table TABLE --device cpu
 
 `speed` needs no weights: random ones take as long. It takes a preset of any family and reports seconds per stage (what
 is prepared before each apart, such as fusion terms, and what follows the last, such as decoding), ms per step, network
@@ -10,7 +11,7 @@ plain loop over tiles. `quality` samples a trained model that tiles at many sett
 distance on random features (levels.py; comparable within the table only) and seam ratios, with network calls and the
 seconds of one video (with `--batch 1` the mean of all, without another run). A model of texts is given the captions of
 --data. `--table` also writes what `hpdm sample --budget` reads: put it beside the weights as sampling.json. Rows that a
-file holds are kept.
+file holds are kept. `times` adds another kind of device to a table: the distances stay, the seconds are measured there.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from hpdm_core.families.hpdm.config import HpdmSample
 from hpdm_core.families.registry import build_family, load_run_config
 from hpdm_core.families.weights import LoadedModel, WeightsHeader, load_model
 from hpdm_core.metrics.seams import AXES, Axis, seam_ratio, tile_borders
-from hpdm_core.nn.devices import compile_units
+from hpdm_core.nn.devices import compile_units, pick_device
 from hpdm_core.nn.precision import Bf16Products, Precision, autocast, matmul_precision
 from hpdm_core.sampling.engine import run_stage
 from hpdm_core.training.conditions import one_video, text_condition, with_placeholders
@@ -77,22 +78,23 @@ def speed_rows(sample: SampleSection) -> list[SpeedRow]:
     ]
 
 
+PAPER = {"steps": [128, 64, 32, 16], "solver": ["heun", "euler"], "overlap": "spatial", "phases": "together"}
+"""What HPDM's paper samples with; levels beyond a model's are left out."""
+
+
 def tiled_rows(fast: dict[str, Any]) -> list[SpeedRow]:
-    """The rows of models whose calls are on tiles, a plain loop over them last. `paper`: the preset's setting."""
-    turns = {"phases": "alternate", "steps": [32, 16, 12, 8], "solver": ["dpmpp_2m", "euler"]}
+    """The rows of models whose calls are on tiles: the preset's setting, `--fast`, the paper's, a plain loop last."""
+    settings: tuple[tuple[str, dict[str, Any]], ...] = (("preset", {}), ("fast", fast))
     return [
-        *(SpeedRow(name, "compiled", "bf16", options=o) for name, o in (("alternate", turns), ("fast", fast))),
-        *(SpeedRow(name, "compiled+graphs", "bf16", options=o) for name, o in (("alternate", turns), ("fast", fast))),
-        SpeedRow("paper", "compiled"),
-        SpeedRow("first 16 frames", "compiled", frames=16),
-        SpeedRow("paper", "eager"),
-        SpeedRow("fast", "eager", options=fast),
-        SpeedRow("fast", "graphs", options=fast),
+        *(SpeedRow(name, mode, options=options) for mode in MODES for name, options in settings),
+        SpeedRow("paper", "compiled", options=PAPER),
+        SpeedRow("paper, 16 frames", "compiled", frames=16, options=PAPER),
+        SpeedRow("paper", "eager", options=PAPER),
         SpeedRow("fast", "compiled", batch=4, options=fast),
         SpeedRow("fast", "compiled", batch=4, options={**fast, "chunk": [4, 36, 64]}),
         SpeedRow("fast", "compiled", "tf32", options=fast),
-        SpeedRow("paper", "compiled", "tf32"),
-        SpeedRow("paper", "plain"),
+        SpeedRow("paper", "compiled", "tf32", options=PAPER),
+        SpeedRow("paper", "plain", options=PAPER),
     ]
 
 
@@ -105,7 +107,7 @@ def measure_speed(row: SpeedRow, preset: str, device: str, overrides: Sequence[s
     model = LoadedModel(family, config, WeightsHeader({}), Path("random"), "")
     if row.mode.startswith("compiled"):
         compile_units(family.compile_units())
-    changes = {"precision": row.precision, **row.options, **({"graphs": True} if "graphs" in row.mode else {})}
+    changes = {"precision": row.precision, "graphs": "graphs" in row.mode, **row.options}
     with contextlib.ExitStack() as stack:
         if row.mode == "plain":
             stack.enter_context(plain_tiles())
@@ -246,23 +248,35 @@ def show_quality(name: str, row: dict[str, Any]) -> str:
 
 
 def budget_table(model: LoadedModel, rows: list[dict[str, Any]], num: int) -> dict[str, Any]:
-    """What `hpdm sample --budget` reads: all rows, and a probe that tells how fast a machine is."""
-    from hpdm_core.families.settings import seconds_of
+    """What `hpdm sample --budget` reads: what all rows cost here, and the distance, as a mean over levels.
 
-    device = str(next(model.family.parameters()).device)
-    usual = usual_options(torch.device(device))
-    probe = {"steps": [4, 1], "level": min(1, len(rows[0]["rfd"]) - 1), **usual}
+    A mean, because the finest level alone hardly sees what few steps at coarse levels do to a video's content.
+    """
     return {
         "model_sha256": model.sha256,
-        "machine": machine_facts()["device"],
-        "distance": f"rFD of {num} videos at the finest level",
-        "probe": {"options": probe, "seconds": seconds_of(model, device, probe)},
+        "distance": f"rFD of {num} videos, mean over levels",
         "rows": [
-            {"options": {**row["options"], **usual}, "frechet": row["rfd"][-1],
-             "calls": row["calls"], "seconds": row["seconds"]}
-            for row in rows
+            {"options": row["options"], "frechet": float(np.mean(row["rfd"])), "calls": row["calls"]} for row in rows
         ],
-    }  # fmt: skip
+        "probe": {"steps": [4, 1], "level": min(1, len(rows[0]["rfd"]) - 1)},
+        "times": {},
+    }
+
+
+def add_times(table: dict[str, Any], model: LoadedModel, device: torch.device, seconds: list[float] | None) -> None:
+    """Put this machine's times into `table`: the probe's, and `seconds` or, without them, those of every row."""
+    from hpdm_core.families.settings import seconds_of
+
+    usual = usual_options(device)
+    timed = seconds or [seconds_of(model, device, {**row["options"], **usual}) for row in table["rows"]]
+    probe = seconds_of(model, device, {**table["probe"], **usual})
+    machine = machine_facts()["device"] if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    table["times"][device.type] = {"machine": machine, "options": usual, "probe": probe, "rows": timed}
+
+
+def write_table(path: Path, table: dict[str, Any]) -> None:
+    """Leave the table of settings where `hpdm sample --budget` finds it."""
+    path.write_text(json.dumps(table, indent=1) + "\n")
 
 
 def kept_rows(path: Path | None) -> list[dict[str, Any]]:
@@ -314,18 +328,32 @@ def run_quality(args: argparse.Namespace) -> None:
             results.append(measure_quality(model, reals, real_features, features, options, args.batch, texts))
         print(show_quality(name, old or results[-1]), flush=True)
         write_json(args.json, results, model_sha256=model.sha256, num=args.num)
-        if args.table is not None:
-            args.table.write_text(json.dumps(budget_table(model, results, args.num), indent=1) + "\n")
+    if args.table is not None:
+        table = budget_table(model, results, args.num)
+        add_times(table, model, pick_device(args.device), [row["seconds"] for row in results])
+        write_table(args.table, table)
+
+
+def run_times(args: argparse.Namespace) -> None:
+    """The seconds of a table's settings on this machine, beside those of other kinds of device."""
+    table = json.loads(args.table.read_text())
+    model, device = load_model(args.ckpt, device=args.device), pick_device(args.device)
+    if table["model_sha256"] != model.sha256:
+        raise SystemExit(f"{args.table} was measured for other weights than {args.ckpt}")
+    add_times(table, model, device, None)
+    write_table(args.table, table)
+    print(json.dumps(table["times"][device.type]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`speed` or `quality`."""
+    """`speed`, `quality` or `times`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    speed, quality = commands.add_parser("speed"), commands.add_parser("quality")
-    for command, run in ((speed, run_speed), (quality, run_quality)):
+    speed, quality, times = (commands.add_parser(name) for name in ("speed", "quality", "times"))
+    for command, run in ((speed, run_speed), (quality, run_quality), (times, run_times)):
         command.set_defaults(run=run)
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    for command in (speed, quality):
         command.add_argument("--deadline", type=float, default=1e9, help="start no row after this many seconds")
         command.add_argument("--json", type=Path)
     speed.add_argument("--preset", default="ucf101-m")
@@ -340,6 +368,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     quality.add_argument("--steps", default="64,32,16;32,16,8;16,8,4;8,4,2")
     quality.add_argument("--solvers", default="heun,euler;dpmpp_2m,euler;dpmpp_2m")
     quality.add_argument("--tilings", default="spatial;none;alternate;alternate smooth")
+    times.add_argument("--ckpt", type=Path, required=True)
+    times.add_argument("--table", type=Path, required=True, help="what quality --table wrote, to be added to")
     args = parser.parse_args(argv)
     args.run(args)
 

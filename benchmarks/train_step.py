@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._inductor import config as inductor_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import machine_facts, write_json
@@ -51,10 +50,7 @@ WARM_UP = 4
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table. plain: the literal implementation; whole: compile the network as one unit.
-
-    inductor: settings of the compiler, by name, while this row runs.
-    """
+    """One line of the table. plain: the literal implementation; whole: compile the network as one unit."""
 
     name: str
     preset: str = "ucf101-m"
@@ -65,7 +61,6 @@ class Row:
     overrides: tuple[str, ...] = ()
     plain: bool = False
     whole: bool = False
-    inductor: tuple[tuple[str, bool], ...] = ()
 
     @property
     def settings(self) -> list[str]:
@@ -91,7 +86,6 @@ DENSE = ("model.levels_per_block=[3,3,3,3,3,3]",)
 GRAPH = ("train.cuda_graph=true",)
 STREAMS = ("train.residual=bf16",)
 FLOAT8 = ("train.float8=true",)
-TUNED = (("coordinate_descent_tuning", True),)
 
 
 def full_resolution(token: str) -> tuple[str, ...]:
@@ -130,7 +124,6 @@ SUITES: dict[str, list[Row]] = {
         Row("plain", compile=False, plain=True, batch=8),
         Row("split fusion, separable context", compile=False, batch=8),
         Row("fp32 storage, bf16 attention", precision="tf32", bf16_attention=True, batch=12),
-        Row("+ tuned pointwise kernels", batch=24, overrides=STREAMS, inductor=TUNED),
         Row("+ large products in float8", batch=24, overrides=STREAMS + FLOAT8),
         Row("CUDA graph, bf16 streams", batch=1, overrides=GRAPH + STREAMS),
         Row("compiled blocks", batch=1),
@@ -194,7 +187,7 @@ def measure(row: Row, device: str, seconds: float, *, profile: bool = False) -> 
     config = load_run_config(row.preset, row.settings)
     flops = count_flops(config, device)
     trainer = build_trainer(row, config, device)
-    with matmul_precision(row.precision), inductor_config.patch(dict(row.inductor)):
+    with matmul_precision(row.precision):
         started = time.perf_counter()
         steps = trainer.steps()
         for index in range(WARM_UP):

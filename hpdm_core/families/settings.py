@@ -1,8 +1,9 @@
 """Named and measured sampling settings: `--fast`, and `--budget` from a table of what was measured for this very model.
 
 A table is JSON that `benchmarks/sampling.py` writes. It lies beside the weights (`sampling.json`) or among the presets
-(`sampling/<first 16 hex digits of the weights' sha256>.json`). Times are of the machine that made it; a short probe
-run there and here tells how this machine compares.
+(`sampling/<first 16 hex digits of the weights' sha256>.json`). Distances hold wherever a video is made, times for one
+kind of device: on a GPU calls of few tiles wait for launches, on a CPU time goes with the calls. A short probe, timed
+on the table's machine of that kind and here, tells how this one compares.
 """
 
 from __future__ import annotations
@@ -10,44 +11,60 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from hpdm_core.config.presets import presets_root
 from hpdm_core.config.schema import Positive, Section
 from hpdm_core.errors import ConfigError
 from hpdm_core.families.generate import outline, sample
 from hpdm_core.families.weights import LoadedModel
+from hpdm_core.nn.devices import pick_device
 
 TABLE_FILE = "sampling.json"
 
 
 class Measured(Section):
-    """One setting: keys of the sample section, the Fréchet distance reached, seconds of one whole video."""
+    """One setting: keys of the sample section, the Fréchet distance reached, network calls of one whole video."""
 
     options: dict[str, JsonValue]
     frechet: float
     calls: int
-    seconds: Positive
 
 
-class Probe(Section):
-    """A short run and the seconds that it took where the table was made."""
+class Timed(Section):
+    """One machine: its name, the keys that its kind samples best with, seconds of the probe and of every row."""
 
+    machine: str
     options: dict[str, JsonValue]
-    seconds: Positive
+    probe: Positive
+    rows: tuple[Positive, ...]
 
 
 class SettingsTable(Section):
-    """What was measured for one model. `distance` says which Fréchet distance, `machine` where."""
+    """What was measured for one model. `distance` says which Fréchet distance; `probe` is a short run's setting.
+
+    times: by kind of device, such as `cpu` or `cuda`; a kind that is not there takes the first one's.
+    """
 
     model_sha256: str
-    machine: str
     distance: str
-    probe: Probe
-    rows: tuple[Measured, ...]
+    rows: Annotated[tuple[Measured, ...], Field(min_length=1)]
+    probe: dict[str, JsonValue]
+    times: Annotated[dict[str, Timed], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _every_row_is_timed(self) -> SettingsTable:
+        for kind, times in self.times.items():
+            if len(times.rows) != len(self.rows):
+                raise ValueError(f"times.{kind} has seconds for {len(times.rows)} of {len(self.rows)} rows")
+        return self
+
+    def of(self, device: torch.device) -> Timed:
+        """The times that tell most about `device`."""
+        return self.times.get(device.type) or next(iter(self.times.values()))
 
 
 def fast_options(model: LoadedModel) -> dict[str, Any]:
@@ -74,8 +91,9 @@ def budget_options(
     probe: how a setting is timed on this machine. Raises ConfigError without a table, or where nothing is as fast.
     """
     table = load_table(model)
-    pace = (probe or seconds_of)(model, device, table.probe.options) / table.probe.seconds
-    expected = {k: table.rows[k].seconds * pace * share for k, share in _shares(model, table, frames, size).items()}
+    times = table.of(pick_device(device))
+    pace = (probe or seconds_of)(model, device, {**table.probe, **times.options}) / times.probe
+    expected = {k: times.rows[k] * pace * share for k, share in _shares(model, table, frames, size).items()}
     fitting = [k for k, seconds in expected.items() if seconds <= budget]
     if not fitting:
         fastest = min(expected.values())
@@ -84,7 +102,7 @@ def budget_options(
             hint="give more time, fewer --frames or a smaller --res",
         )
     best = min(fitting, key=lambda k: table.rows[k].frechet)
-    return dict(table.rows[best].options), expected[best]
+    return {**table.rows[best].options, **times.options}, expected[best]
 
 
 def load_table(model: LoadedModel) -> SettingsTable:
@@ -104,12 +122,9 @@ def load_table(model: LoadedModel) -> SettingsTable:
 
 def _read(path: Path) -> SettingsTable:
     try:
-        table = SettingsTable.model_validate_json(path.read_text(encoding="utf-8"))
+        return SettingsTable.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, OSError) as error:
         raise ConfigError(f"{path} is not a table of sampling settings: {error}") from error
-    if not table.rows:
-        raise ConfigError(f"{path} holds no measured setting")
-    return table
 
 
 def _shares(

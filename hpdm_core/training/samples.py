@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,10 +36,10 @@ def grid_sampler(config: RunConfig, source: Source, world: World) -> SampleFn:
 
     def write(family: Family, folder: Path) -> None:
         model = LoadedModel(family, config, header, folder, "")
-        # Training has compiled the blocks already if it was asked to; sampling leaves them as they are.
-        made = list(
-            iterate_samples(model, seeds, prompts=prompts, batch=len(seeds), device=world.device, compile=False)
-        )
+        # Training has compiled the blocks already if it was asked to; sampling leaves them as they are. Nor does it
+        # capture graphs: they would keep memory that training needs, and sharded weights are gathered in every call.
+        plain: dict[str, Any] = {"compile": False, "graphs": False}
+        made = list(iterate_samples(model, seeds, prompts=prompts, batch=len(seeds), device=world.device, **plain))
         if not world.main:
             return
         videos = [item.video for item in made]

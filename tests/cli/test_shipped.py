@@ -21,7 +21,7 @@ from hpdm_core.data.scenes import captions_of, draw_scene
 from hpdm_core.data.write import read_npz
 from hpdm_core.families import shipped
 from hpdm_core.families.prompts import prompt_notes
-from hpdm_core.families.settings import fast_options
+from hpdm_core.families.settings import fast_options, load_table
 from tests.support.box import make_box
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -79,6 +79,17 @@ def test_what_is_shipped_is_all_that_it_must_be(box: Path) -> None:
     assert {p.stem for p in MODELS.glob("*.md")} == {p.stem for p in MODELS.glob("*.safetensors")}
     assert shipped.SHIPPED_MODEL.parent == MODELS
     assert shipped.has_shipped_model() == any(MODELS.glob("*.safetensors"))
+
+
+def test_settings_for_a_budget_are_of_a_shipped_model_and_of_one_tiling() -> None:
+    """A Fréchet distance does not see seams, so that among tilings it would choose the one without overlap."""
+    tables = [*(REPOSITORY / "presets/sampling").glob("*.json")]
+    shas = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in MODELS.glob("*.safetensors")}
+    assert {path.stem for path in tables} == {sha[:16] for sha in shas}
+    for path in shas.values():
+        table = load_table(load_model(path))
+        assert set(table.times) == {"cpu", "cuda"}
+        assert len({str({k: v for k, v in row.options.items() if k != "steps"}) for row in table.rows}) == 1
 
 
 def test_a_file_that_must_not_be_shipped_is_noticed(box: Path, tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from hpdm_core.families.settings import budget_options, fast_options, load_table
 from hpdm_core.families.weights import LoadedModel, WeightsHeader
 
 ROWS = [
-    {"options": {"steps": [8]}, "frechet": 10.0, "calls": 80, "seconds": 8.0},
-    {"options": {"steps": [4]}, "frechet": 12.0, "calls": 40, "seconds": 4.0},
-    {"options": {"steps": [3]}, "frechet": 15.0, "calls": 30, "seconds": 3.0},
-    {"options": {"steps": [1], "phases": "alternate"}, "frechet": 30.0, "calls": 10, "seconds": 1.0},
+    {"options": {"steps": [8]}, "frechet": 10.0, "calls": 80},
+    {"options": {"steps": [4]}, "frechet": 12.0, "calls": 40},
+    {"options": {"steps": [3]}, "frechet": 15.0, "calls": 30},
+    {"options": {"steps": [1], "phases": "alternate"}, "frechet": 30.0, "calls": 10},
 ]
+SECONDS = [8.0, 4.0, 3.0, 1.0]
 SHA = "ab" * 32
 
 
@@ -29,10 +30,14 @@ def model(tmp_path):
     return LoadedModel(family, config, header, tmp_path / "weights.safetensors", SHA)
 
 
+def timed(seconds=SECONDS, *, probe=2.0, **options):
+    return {"machine": "one core", "options": options, "probe": probe, "rows": seconds}
+
+
 def write_table(model, **changes):
     table = {
-        "model_sha256": SHA, "machine": "one core", "distance": "rFD", "rows": ROWS,
-        "probe": {"options": {"steps": [1], "level": 0}, "seconds": 2.0}, **changes,
+        "model_sha256": SHA, "distance": "rFD", "rows": ROWS, "probe": {"steps": [1], "level": 0},
+        "times": {"cpu": timed()}, **changes,
     }  # fmt: skip
     (model.path.parent / "sampling.json").write_text(json.dumps(table))
 
@@ -82,11 +87,11 @@ def test_a_part_of_the_video_takes_its_share_of_the_time(model):
 
 
 def test_settings_that_cannot_make_the_part_are_passed_over(model):
-    full = {"options": {"steps": [8], "overlap": "full"}, "frechet": 1.0, "calls": 99, "seconds": 8.0}
-    write_table(model, rows=[full, *ROWS])
+    full = {"options": {"steps": [8], "overlap": "full"}, "frechet": 1.0, "calls": 99}
+    write_table(model, rows=[full, *ROWS], times={"cpu": timed([8.0, *SECONDS])})
     assert budget_options(model, 100.0, probe=lambda *_: 2.0)[0] == full["options"]
     assert budget_options(model, 100.0, frames=2, probe=lambda *_: 2.0)[0] == ROWS[0]["options"]
-    write_table(model, rows=[full])
+    write_table(model, rows=[full], times={"cpu": timed([8.0])})
     with pytest.raises(ConfigError, match="overlap: full"):
         budget_options(model, 100.0, frames=2, probe=lambda *_: 2.0)
 
@@ -104,9 +109,32 @@ def test_the_probe_runs_the_tables_setting(model):
     assert seconds > 0
 
 
+def test_a_machine_is_compared_with_one_of_its_kind_and_samples_as_that_kind_does_best(model):
+    cuda = timed([0.8, 0.5, 0.4, 0.3], probe=0.1, precision="bf16")
+    write_table(model, times={"cuda": cuda, "cpu": timed(precision="fp32")})
+    asked = []
+
+    def probe(model, device, options):
+        asked.append(options)
+        return 4.0
+
+    chosen, expected = budget_options(model, 8.5, device="cpu", probe=probe)
+    assert (chosen, expected) == ({"steps": [4], "precision": "fp32"}, pytest.approx(8.0))
+    assert asked == [{"steps": [1], "level": 0, "precision": "fp32"}]
+    write_table(model, times={"cuda": cuda})
+    chosen, expected = budget_options(model, 25.0, device="cpu", probe=probe)
+    assert (chosen, expected) == ({"steps": [4], "precision": "bf16"}, pytest.approx(20.0))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"model_sha256": "cd" * 32}, "other weights"), ({"rows": []}, "no measured"), ({"rows": [{}]}, "not a table")],
+    [
+        ({"model_sha256": "cd" * 32}, "other weights"),
+        ({"rows": []}, "rows"),
+        ({"rows": [{}]}, "not a table"),
+        ({"times": {}}, "times"),
+        ({"times": {"cpu": timed([1.0])}}, r"times\.cpu has seconds for 1 of 4 rows"),
+    ],
 )
 def test_tables_of_other_models_and_broken_ones_are_refused(model, changes, message):
     write_table(model, **changes)

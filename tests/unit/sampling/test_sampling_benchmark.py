@@ -6,8 +6,12 @@ import time
 import pytest
 
 from benchmarks.sampling import MODES, main, measure_speed, speed_rows
+from hpdm_core.config.load import plain_config
 from hpdm_core.families.pvdm.autoencoder import Decoder
-from hpdm_core.families.registry import load_run_config
+from hpdm_core.families.registry import build_family, load_run_config
+from hpdm_core.families.settings import budget_options, load_table
+from hpdm_core.families.weights import WeightsHeader, load_model, save_weights
+from tests.support.growing import make_store
 
 TOWER = (
     "model.condition={kind: text, text: {mode: frozen, arch: ViT-B-32, quick_gelu: false, width: 8, pooled_width: 8, "
@@ -29,7 +33,7 @@ def eager(preset, name, overrides=()):
 @pytest.mark.parametrize(
     ("preset", "own", "stages", "changes"),
     [
-        ("hpdm-smoke", "paper", ("level0", "level1", "level2"), ()),
+        ("hpdm-smoke", "preset", ("level0", "level1", "level2"), ()),
         ("pvdm-smoke", "preset", ("clip0",), ()),
         ("mdm-smoke", "preset", ("joint",), ()),
         ("mdm-smoke", "preset", ("joint",), TOWER),
@@ -83,3 +87,32 @@ def test_the_command_writes_its_table_and_keeps_the_rows_it_has(tmp_path, capsys
     main([*words, "--deadline", "0"])
     assert json.loads(path.read_text())["rows"] == table["rows"]
     assert capsys.readouterr().out == printed
+
+
+def test_the_table_of_qualities_is_what_a_budget_chooses_from(tmp_path):
+    """And another kind of device joins it with its own seconds."""
+    config = load_run_config("hpdm-smoke", ("model.condition={kind: none}",))
+    path, table = tmp_path / "weights.safetensors", tmp_path / "sampling.json"
+    save_weights(path, build_family(config).state_dict(), WeightsHeader(plain_config(config)))
+    store = make_store(tmp_path / "store")
+    words = ["--ckpt", str(path), "--table", str(table), "--device", "cpu"]
+    main(["quality", *words, "--data", str(store), "--num", "2", "--steps", "2;1", "--solvers", "euler",
+          "--tilings", "none", "--json", str(tmp_path / "rows.json")])  # fmt: skip
+    model = load_model(path)
+    measured = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    found = load_table(model)
+    assert [row.frechet for row in found.rows] == [pytest.approx(sum(row["rfd"]) / 3) for row in measured]
+    assert found.times["cpu"].rows == tuple(row["seconds"] for row in measured)
+    chosen, _ = budget_options(model, 1e6, device="cpu")
+    best = min(found.rows, key=lambda row: row.frechet)
+    assert chosen == {**best.options, "precision": "fp32"}
+    raw = json.loads(table.read_text())
+    raw["times"] = {"cuda": raw["times"]["cpu"]}
+    table.write_text(json.dumps(raw))
+    main(["times", *words])
+    again = load_table(model)
+    assert again.times["cuda"].rows == found.times["cpu"].rows
+    assert len(again.times["cpu"].rows) == len(again.rows) == 2
+    save_weights(path, build_family(config).state_dict(), WeightsHeader(plain_config(config)))
+    with pytest.raises(SystemExit, match="other weights"):
+        main(["times", *words])
