@@ -277,7 +277,7 @@ def main() -> None:
     """Run a suite, or the one row described by the flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=sorted(SUITES), default=None)
-    parser.add_argument("--only", type=lambda text: text.split(","), help="rows of the suite with one of these names")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="rows of the suite with one of these names")
     parser.add_argument("--preset", default=None)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--bf16-attention", choices=("core", "whole"))
@@ -290,7 +290,10 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print the kernels of one step of each row")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    rows = [row for row in SUITES[args.suite or "main"] if args.only is None or row.name in args.only]
+    suite = SUITES[args.suite or "main"]
+    if unknown := set(args.only or ()) - {row.name for row in suite}:
+        parser.error(f"the suite has no rows {sorted(unknown)}; its rows: {sorted({row.name for row in suite})}")
+    rows = [row for row in suite if args.only is None or row.name in args.only]
     if args.preset:
         attention, overrides = {"core": True, "whole": "whole", None: False}[args.bf16_attention], tuple(args.overrides)
         rows = [Row(args.preset, args.preset, args.precision, attention, args.compile, args.batch, overrides)]
