@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +71,7 @@ def test_dump_round_trips_through_load_and_parse(good: Path, load: Load, tmp_pat
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
 @given(
-    gain=st.floats(allow_nan=False),
+    gain=st.floats(allow_nan=False, allow_infinity=False),
     lr=st.floats(min_value=1e-300, max_value=1e300),
     name=st.text(max_size=20),
     widths=st.lists(st.integers(), max_size=4),
@@ -89,6 +90,19 @@ def test_any_values_round_trip(gain: float, lr: float, name: str, widths: list[i
     path = tmp_path / "c.yaml"
     path.write_text(dump_config(config), encoding="utf-8")
     assert load_config(path, (), paper_sections) == config
+
+
+@pytest.mark.parametrize("gain", [math.inf, -math.inf, math.nan])
+def test_numbers_that_are_not_finite_are_refused(gain: float) -> None:
+    raw = {
+        "family": "paper",
+        "model": {"gain": gain},
+        "data": {"dataset": "any"},
+        "train": {"max_steps": 1, "optimizer": {"lr": 1.0}},
+        "sample": {},
+    }
+    with pytest.raises(ConfigError, match=r"key model\.gain: Input should be a finite number"):
+        parse_config(raw, paper_sections, where="raw")
 
 
 @pytest.mark.parametrize(
