@@ -38,6 +38,7 @@ from hpdm_core.config.schema import Extent, SampleSection
 from hpdm_core.families.generate import outline, sample_options
 from hpdm_core.families.hpdm.config import HpdmSample
 from hpdm_core.families.registry import build_family, load_run_config
+from hpdm_core.families.settings import seconds_of
 from hpdm_core.families.weights import LoadedModel, WeightsHeader, load_model
 from hpdm_core.metrics.seams import AXES, Axis, seam_ratio, tile_borders
 from hpdm_core.nn.devices import compile_units, pick_device
@@ -78,8 +79,8 @@ def speed_rows(sample: SampleSection) -> list[SpeedRow]:
     ]
 
 
-PAPER = {"steps": [128, 64, 32, 16], "solver": ["heun", "euler"], "overlap": "spatial", "phases": "together"}
-"""What HPDM's paper samples with; levels beyond a model's are left out."""
+PAPER = HpdmSample().model_dump(mode="json", include={"steps", "solver", "overlap", "phases"})
+"""What HPDM's paper samples with, which are the section's defaults; levels beyond a model's are left out."""
 
 
 def tiled_rows(fast: dict[str, Any]) -> list[SpeedRow]:
@@ -207,7 +208,6 @@ def measure_quality(
 ) -> dict[str, Any]:  # fmt: skip
     """Distance and seams by level, with the cost of one video."""
     from benchmarks.levels import hpdm_of, rfd, sample_levels
-    from hpdm_core.families.settings import seconds_of
 
     device = str(next(model.family.parameters()).device)
     started = time.perf_counter()
@@ -265,8 +265,6 @@ def budget_table(model: LoadedModel, rows: list[dict[str, Any]], num: int) -> di
 
 def add_times(table: dict[str, Any], model: LoadedModel, device: torch.device, seconds: list[float] | None) -> None:
     """Put this machine's times into `table`: the probe's, and `seconds` or, without them, those of every row."""
-    from hpdm_core.families.settings import seconds_of
-
     usual = usual_options(device)
     timed = seconds or [seconds_of(model, device, {**row["options"], **usual}) for row in table["rows"]]
     probe = seconds_of(model, device, {**table["probe"], **usual})
@@ -328,7 +326,7 @@ def run_quality(args: argparse.Namespace) -> None:
             results.append(measure_quality(model, reals, real_features, features, options, args.batch, texts))
         print(show_quality(name, old or results[-1]), flush=True)
         write_json(args.json, results, model_sha256=model.sha256, num=args.num)
-    if args.table is not None:
+    if args.table is not None and results:
         table = budget_table(model, results, args.num)
         add_times(table, model, pick_device(args.device), [row["seconds"] for row in results])
         write_table(args.table, table)

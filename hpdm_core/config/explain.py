@@ -94,7 +94,7 @@ def _line(path: KeyPath, items: list[Any], schema: type[BaseModel], document: Do
 
 def _is_item(item: Any, path: KeyPath) -> bool:
     """Whether the error is about an item of a list at `path`, reached through a branch of a union."""
-    return isinstance(item["loc"][-1], int) and len(item["loc"]) > len(path)
+    return len(item["loc"]) > len(path) and isinstance(item["loc"][-1], int)
 
 
 def _expected(item: Any, path: KeyPath) -> str | None:

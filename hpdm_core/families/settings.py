@@ -8,6 +8,7 @@ on the table's machine of that kind and here, tells how this one compares.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
+from hpdm_core.config.document import Document
+from hpdm_core.config.explain import problems_of
 from hpdm_core.config.presets import presets_root
 from hpdm_core.config.schema import Positive, Section
 from hpdm_core.errors import ConfigError
@@ -24,6 +27,7 @@ from hpdm_core.families.weights import LoadedModel
 from hpdm_core.nn.devices import pick_device
 
 TABLE_FILE = "sampling.json"
+AGAIN = "measure again with benchmarks/sampling.py"
 
 
 class Measured(Section):
@@ -116,15 +120,21 @@ def load_table(model: LoadedModel) -> SettingsTable:
         )
     table = _read(found)
     if table.model_sha256 != model.sha256:
-        raise ConfigError(f"{found} was measured for other weights", hint="measure again with benchmarks/sampling.py")
+        raise ConfigError(f"{found} was measured for other weights", hint=AGAIN)
     return table
 
 
 def _read(path: Path) -> SettingsTable:
+    data: Any = None
     try:
-        return SettingsTable.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, OSError) as error:
-        raise ConfigError(f"{path} is not a table of sampling settings: {error}") from error
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)
+        return SettingsTable.model_validate_json(text)
+    except ValidationError as error:
+        wrong = "; ".join(problems_of(error, SettingsTable, Document(data)))
+    except (OSError, ValueError) as error:  # no JSON, or no text
+        wrong = str(error)
+    raise ConfigError(f"{path} is not a table of sampling settings: {wrong}", hint=AGAIN)
 
 
 def _shares(

@@ -142,6 +142,27 @@ def test_tables_of_other_models_and_broken_ones_are_refused(model, changes, mess
         load_table(model)
 
 
+@pytest.mark.parametrize("damage", [lambda raw: raw[:40], lambda raw: b"\xff\xfe", lambda raw: b"[1]", lambda raw: b""])
+def test_a_damaged_table_is_refused_in_one_line_that_says_what_to_do(model, damage):
+    write_table(model)
+    path = model.path.parent / "sampling.json"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ConfigError, match=r"sampling\.json is not a table") as caught:
+        load_table(model)
+    assert "\n" not in str(caught.value)
+    assert "measure again" in caught.value.hint
+
+
+def test_a_table_of_before_names_the_keys_that_are_wrong(model):
+    """As it was when seconds were those of one machine."""
+    write_table(
+        model, machine="one core", probe={"options": {"steps": [1]}, "seconds": 2.0}, rows=[ROWS[0] | {"seconds": 8.0}]
+    )
+    with pytest.raises(ConfigError, match=r"rows\[0\]\.seconds: unknown key.*machine: unknown key") as caught:
+        load_table(model)
+    assert "\n" not in str(caught.value)
+
+
 def test_without_a_table_there_is_no_budget(model):
     with pytest.raises(ConfigError, match="no sampling settings were measured"):
         budget_options(model, 5.0)
