@@ -6,6 +6,7 @@ Graphs are kept with the module whose weights they read, for as long as those we
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,9 +20,10 @@ class Replay:
     """`function(*inputs)` on a CUDA device as a graph; later calls copy their inputs to its places.
 
     The result lies in the graph's memory: the next call overwrites it.
+    pool: memory shared with other graphs, of which one at a time runs; their calls overwrite the result too.
     """
 
-    def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor | None]) -> None:
+    def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor | None], pool: Any = None) -> None:
         self.inputs = [None if tensor is None else tensor.clone() for tensor in inputs]
         device = next(tensor.device for tensor in inputs if tensor is not None)
         # Without autocast's cache of cast weights: it is emptied where autocast ends, the graph stays.
@@ -34,7 +36,7 @@ class Replay:
                     function(*self.inputs)
             torch.cuda.current_stream().wait_stream(side)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, pool=pool):
                 self.result = function(*self.inputs)
 
     def __call__(self, inputs: Sequence[Tensor | None]) -> Any:
@@ -46,25 +48,34 @@ class Replay:
         return self.result
 
 
-_kept: WeakKeyDictionary[nn.Module, tuple[Hashable, dict[Hashable, Replay]]] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class Kept:
+    """The graphs of one module whose weights lie at `weights`. What they hold only while they run is shared."""
+
+    weights: tuple[int, ...]
+    replays: dict[Hashable, Replay] = field(default_factory=dict)
+    pool: Any = field(default_factory=lambda: torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None)
+
+
+_kept: WeakKeyDictionary[nn.Module, Kept] = WeakKeyDictionary()
 
 
 def replayed(module: nn.Module, key: Hashable, function: Callable[..., Any], inputs: Sequence[Tensor | None]) -> Any:
     """`function(*inputs)`, which reads the weights of `module`, captured at the first call with this key and shapes.
 
-    key: tells functions of one module apart. The result is overwritten by the next call: use it before.
+    key: tells functions of one module apart. The next call for this module, whatever its key, overwrites the
+    result: use it before.
     """
     weights = tuple(p.data_ptr() for p in module.parameters())
-    if module not in _kept or _kept[module][0] != weights:
-        _kept[module] = (weights, {})
-    replays = _kept[module][1]
+    if module not in _kept or _kept[module].weights != weights:
+        _kept[module] = Kept(weights)
+    kept = _kept[module]
     shapes = tuple(None if t is None else (t.shape, t.dtype) for t in inputs)
     modes = (torch.is_autocast_enabled("cuda"), torch.get_float32_matmul_precision())
     found = (key, shapes, modes)
-    if found not in replays:
-        replays[found] = Replay(function, inputs)
-        return replays[found](inputs)
-    return replays[found](inputs)
+    if found not in kept.replays:
+        kept.replays[found] = Replay(function, inputs, kept.pool)
+    return kept.replays[found](inputs)
 
 
 def called(

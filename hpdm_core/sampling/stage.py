@@ -27,6 +27,7 @@ class Request:
     labels: class index per row (None: unconditional); prompts: text per row (None: no text). negatives: text
     per row that guidance leads away from, instead of from no text.
     frames, size: the wanted length and (height, width); None takes the model's largest.
+    sized_for: kind of device ("cuda") whose sizes of network calls to take; None: of `device`.
     """
 
     seeds: tuple[int, ...]
@@ -36,6 +37,12 @@ class Request:
     size: tuple[int, int] | None = None
     device: torch.device | str = "cpu"
     negatives: tuple[str, ...] | None = None
+    sized_for: str | None = None
+
+    @property
+    def device_kind(self) -> str:
+        """The kind of device that network calls are sized for."""
+        return self.sized_for or torch.device(self.device).type
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,15 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from hpdm_core.config.schema import RunConfig, TrainSection
 from hpdm_core.families.base import Family, Phase
 from hpdm_core.sampling.stage import Outline
+from hpdm_core.training.distributed import World
 from hpdm_core.training.ema import tracks_of
+from hpdm_core.training.graph import graph_obstacle
 from hpdm_core.training.measured import GPU_TFLOPS, SECONDS_PER_KERNEL, WORKSPACE, fastest
 from hpdm_core.training.plan import sampling_outline
 from hpdm_core.training.rehearsal import Rehearsal, StepCost
@@ -162,20 +165,22 @@ def _role(rehearsal: Rehearsal, phase: Phase, index: int, gpus: int, memory: flo
     if train.parallel == "fsdp" and gpus > 1:
         parts = _sharded(parts, rehearsal.family, gpus)
     blocks = block_flops(rehearsal.family, cost)
+    world = World(torch.device("cuda"), size=gpus)
+    replayed = train.cuda_graph and not graph_obstacle(rehearsal.family, phase, world, rows, micro)
     free = memory - CONTEXT - sum(parts.values()) + parts["activations"]
     largest = max(int(micro * free / parts["activations"] / (1 + MARGIN)), 0)
     return RoleEstimate(
         phase.name, phase.roles[index].name, rows, micro, cost.total_flops, blocks,
-        level_flops(rehearsal.family, cost), parts, _step_seconds(cost, train, rows, scale),
+        level_flops(rehearsal.family, cost), parts, _step_seconds(cost, train, rows, scale, launched=not replayed),
         max((m for m in range(1, rows + 1) if rows % m == 0 and m <= largest), default=0),
     )  # fmt: skip
 
 
-def _step_seconds(cost: StepCost, train: TrainSection, rows: int, scale: float) -> float:
-    """Micro-batches one after another, each as fast as FLOPs or the host's launches allow."""
+def _step_seconds(cost: StepCost, train: TrainSection, rows: int, scale: float, *, launched: bool) -> float:
+    """Micro-batches one after another, each as fast as FLOPs or the host's launches (not of a graph) allow."""
     rate = fastest(train.precision, bool(train.bf16_attention), train.compile).tflop_per_s * 1e12 * scale
     work = cost.total_flops * cost.micro_batch / rate
-    return rows // cost.micro_batch * max(work, cost.kernels * SECONDS_PER_KERNEL)
+    return rows // cost.micro_batch * max(work, launched * cost.kernels * SECONDS_PER_KERNEL)
 
 
 def _sharded(parts: Mapping[str, int], family: Family, gpus: int) -> dict[str, int]:
@@ -224,10 +229,11 @@ def _split(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
 def _sampling(rehearsal: Rehearsal, outline: Outline, scale: float) -> tuple[StageEstimate, ...]:
     sample = rehearsal.config.sample
     rate = fastest(sample.precision, False, sample.compile).tflop_per_s * 1e12 * scale
+    per_kernel = 0.0 if sample.graphs else SECONDS_PER_KERNEL
     found = []
     for stage, cost in zip(outline.stages, rehearsal.stages(), strict=True):
         once = max(cost.setup_flops / rate, cost.setup_kernels * SECONDS_PER_KERNEL)
-        each = max(cost.call_flops / rate, cost.call_kernels * SECONDS_PER_KERNEL)
+        each = max(cost.call_flops / rate, cost.call_kernels * per_kernel)
         flops = cost.setup_flops + stage.calls * cost.call_flops
         found.append(StageEstimate(stage.name, stage.tiles, stage.tile_calls, flops, once + stage.calls * each))
     return tuple(found)

@@ -17,7 +17,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -277,7 +277,10 @@ class Rehearsal:
         )  # fmt: skip
 
     def stages(self) -> list[StageCost]:
-        """The stages of one video at the config's sampling settings, each called once, or once for every turn."""
+        """The stages of one video at the config's sampling settings, each called once, or once for every turn.
+
+        Network calls are as large as on a GPU.
+        """
         sample, costs = self.config.sample, []
         ledger = self.ledger
         done = 0.0, 0
@@ -290,7 +293,8 @@ class Rehearsal:
         # Outside the fake mode: what does not touch the weights is small, and its values steer the tiling.
         ledger.restart()
         with torch.no_grad(), autocast(CPU, sample.precision), ledger:
-            plan = self.family.eval().requires_grad_(False).plan(one_video(self.config), sample)
+            request = replace(one_video(self.config), sized_for="cuda")
+            plan = self.family.eval().requires_grad_(False).plan(request, sample)
             stage = next(plan)
             while True:
                 setup = spent()

@@ -156,6 +156,7 @@ class Tiles:
         self.end = len(branch.family.config.levels_per_block) if end is None else end
         self.device = torch.device(branch.cascade.request.device)
         self.units = len(branch.cascade.request.seeds) * len(grid)
+        self.device_kind = branch.cascade.request.device_kind
         self.chunk = self._chunk_size()
         self.latents: Tensor | None = None
         self.terms: dict[int, Tensor] = {}
@@ -176,7 +177,7 @@ class Tiles:
         On several CPU threads a matrix product rounds a row by its place among the rows. So that a video's tiles keep
         their places whatever is made beside it, each video begins a chunk there, if its tiles fill one.
         """
-        apart = self.device.type == "cpu" and self.chunk < len(self.grid)
+        apart = self.device_kind == "cpu" and self.chunk < len(self.grid)
         span = len(self.grid) if apart else self.units
         for first in range(0, self.units, span):
             end = first + span
@@ -196,7 +197,7 @@ class Tiles:
         if given is not None:
             return given if isinstance(given, int) else given[min(self.level, len(given) - 1)]
         most = MAX_CHUNK
-        if self.device.type == "cpu":
+        if self.device_kind == "cpu":
             most = CPU_CHUNK_BYTES // (4 * config.token_dim * math.prod(self.branch.net.grid))
         return even_chunk(self.grid.per_time, most)
 

@@ -152,6 +152,26 @@ def test_tiles_that_take_turns_cost_what_is_run() -> None:
         assert turns.call_flops * 5 / tile_calls == pytest.approx(every.call_flops / tiles)
 
 
+def test_sampling_is_rehearsed_with_the_calls_of_a_gpu() -> None:
+    on_a_gpu = Rehearsal(config_of("hpdm-smoke")).stages()
+    cpu_sized = Rehearsal(config_of("hpdm-smoke", "sample.chunk=[1,1,1]")).stages()
+    assert on_a_gpu[-1].call_kernels < cpu_sized[-1].call_kernels / 10
+    assert on_a_gpu[-1].call_flops == pytest.approx(cpu_sized[-1].call_flops, rel=0.3)
+
+
+@pytest.mark.parametrize("preset", ["hpdm-smoke", "pvdm-smoke"])
+def test_cuda_graphs_save_the_launches(preset: str) -> None:
+    def seconds(*settings: str) -> tuple[float, float]:
+        found = estimate(config_of(preset, *settings))
+        return found.phases[-1].roles[0].step_seconds, sum(stage.seconds for stage in found.sampling)
+
+    train, sample = seconds("train.cuda_graph=false", "sample.graphs=false")
+    fast_train, fast_sample = seconds("train.cuda_graph=true", "sample.graphs=true")
+    assert fast_train < train / 10
+    assert fast_sample < sample / 2
+    assert seconds("train.cuda_graph=true", "train.micro_batch=1")[0] > train  # several passes cannot be one graph
+
+
 def test_unmeasured_tf32_is_given_the_lower_bound() -> None:
     assert fastest("tf32", False, True) == fastest("fp32", False, True)
     assert fastest("bf16", False, True).tflop_per_s == pytest.approx(388, abs=1)
