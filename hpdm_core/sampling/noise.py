@@ -45,20 +45,27 @@ class StageNoise:
     def __call__(self, step: int) -> State:
         """Float32 [B, ...] of every component, on the device."""
         coming, self._next = self._next, None
-        drawn = coming[1].result() if coming is not None and coming[0] == step else self._draw(step)
+        drawn = coming[1].result() if coming is not None and coming[0] == step else self._draw(step, self._places())
         if self._ahead and START < step < len(self._stage.sigmas) - 3:  # the last step ends without noise
-            self._next = step + 1, self._thread.submit(self._draw, step + 1)
-        if self._device.type == "cuda":  # pinned here: allocations of another thread would break a graph's capture
-            drawn = {name: part.pin_memory() for name, part in drawn.items()}
-        return {name: part.to(self._device, non_blocking=True) for name, part in drawn.items()}
+            # Its places are taken here: pinned allocations of another thread would break a graph's capture.
+            self._next = step + 1, self._thread.submit(self._draw, step + 1, self._places())
+        return {
+            name: rows[:, *map(slice, self._stage.shapes[name])].to(self._device, non_blocking=True)
+            for name, rows in drawn.items()
+        }
 
-    def _draw(self, step: int) -> State:
-        """One step's state on the CPU."""
-        return {name: self._component(name, step) for name in self._stage.shapes}
+    def _places(self) -> State:
+        """CPU memory for one step's noise, pinned where it goes to a GPU."""
+        pinned, count = self._device.type == "cuda", len(self._seeds)
+        return {
+            name: torch.empty(count, *self._stage.drawn.get(name, shape), pin_memory=pinned)
+            for name, shape in self._stage.shapes.items()
+        }
 
-    def _component(self, name: str, step: int) -> torch.Tensor:
-        purpose, shape = f"sample/{self._stage.name}/{name}", self._stage.shapes[name]
-        drawn = self._stage.drawn.get(name, shape)
-        rows = [torch.randn(drawn, generator=torch_stream(seed, purpose, step + 1)) for seed in self._seeds]
-        part = tuple(slice(side) for side in shape)
-        return torch.stack([row[part] for row in rows])
+    def _draw(self, step: int, places: State) -> State:
+        """One step's noise, drawn into `places`, row by row."""
+        for name, rows in places.items():
+            purpose = f"sample/{self._stage.name}/{name}"
+            for seed, row in zip(self._seeds, rows, strict=True):
+                torch.randn(row.shape, generator=torch_stream(seed, purpose, step + 1), out=row)
+        return places
