@@ -10,6 +10,7 @@ RUN/samples/         what the model makes while it trains
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -161,6 +162,9 @@ class _Run:
         for phase in phases:
             self._run_phase(family, phase, state, checkpoint, log)
             checkpoint = None
+            # A trainer, its hooks and its captured steps know each other: such circles would keep the phase's moments,
+            # averages and graphs until Python happens to look, while the next phase, or sampling, needs their memory.
+            gc.collect()
         weights = self.out / CHECKPOINTS / f"step_{state.total_step:08d}" / WEIGHTS_FILE
         return TrainResult(self.out, state.total_step, state.videos_seen, weights, resumed)
 
@@ -222,6 +226,7 @@ class _Run:
         trained = {id(p) for role in phase.roles for m in role.modules for p in family.get_submodule(m).parameters()}
         for param in family.parameters():
             param.requires_grad_(id(param) in trained)
+            param.grad = None  # of the phase before
         module = distribute(family, world, train.parallel, len(phase.roles))
         roles = [RoleOptimizer(family, role, train.optimizer) for role in phase.roles]
         params = {name: p for role in roles for name, p in role.params.items()}

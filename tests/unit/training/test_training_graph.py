@@ -1,5 +1,7 @@
 """What a CUDA graph of a step needs of the rest: random numbers and batches that keep their place in memory."""
 
+import gc
+import weakref
 from functools import partial
 
 import pytest
@@ -10,6 +12,7 @@ from hpdm_core.rng import BatchStreams
 from hpdm_core.training import run as run_module
 from hpdm_core.training.distributed import World
 from hpdm_core.training.graph import HeldStreams, check_graphable, copy_tensors
+from hpdm_core.training.loop import Trainer
 from hpdm_core.training.run import fit
 from tests.support import tiny_hpdm, tiny_mdm, tiny_pvdm
 from tests.support.tiny_hpdm import tiny_family
@@ -103,6 +106,28 @@ def test_all_phases_are_checked_before_the_first_begins(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="in phase joint, it varies"):
         fit(toy_config({"two_phases": True}, cuda_graph=True), ToySource(), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_phase_leaves_no_memory_to_the_collector(tmp_path, monkeypatch):
+    """Moments, averages and captured steps of one phase are gone before the next one needs their place."""
+    made, alive = [], []
+
+    class Followed(Trainer):
+        def __init__(self, *args):
+            super().__init__(*args)
+            alive.append(sum(ref() is not None for ref in made))
+            made.append(weakref.ref(self))
+            self._graphs["of a capture"] = lambda: self
+
+    monkeypatch.setattr(run_module, "Trainer", Followed)
+    gc.collect()
+    gc.disable()
+    try:
+        fit(toy_config({"two_phases": True}, max_steps=4), ToySource(), tmp_path / "run", device="cpu")
+    finally:
+        gc.enable()
+    assert alive == [0, 0]
+    assert made[-1]() is None
 
 
 def on_a_gpu(family, phase, world, rows, micro):
