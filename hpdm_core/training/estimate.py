@@ -139,7 +139,7 @@ def estimate(config: RunConfig, *, gpus: int = 1, memory_gib: float = 80.0, tflo
     parameters = _parameters(family)
     found = Estimate(
         parameters, phases, sampling, rehearsal.sampling_bytes + WORKSPACE, outline, gpus, memory, tflops, (),
-        _checkpoint_bytes(parameters, phases), _network_bytes(config.train, phases, gpus),
+        _checkpoint_bytes(config.train, parameters, phases, gpus), _network_bytes(config.train, phases, gpus),
     )  # fmt: skip
     if found.verdict == "does not fit":
         found = Estimate(**{**vars(found), "remedies": _remedies(rehearsal, found)})
@@ -162,7 +162,7 @@ def _role(rehearsal: Rehearsal, phase: Phase, index: int, gpus: int, memory: flo
     rows, micro = rank_rows(phase_batch(phase, train), phase_micro(phase, train), gpus)
     cost = rehearsal.step(phase, phase.roles[index], rows, micro, resident=rows > micro or gpus > 1)
     parts = {**cost.peak, "workspace": WORKSPACE}
-    if train.parallel == "fsdp" and gpus > 1:
+    if _shards(train, gpus) > 1:
         parts = _sharded(parts, rehearsal.family, gpus)
     blocks = block_flops(rehearsal.family, cost)
     world = World(torch.device("cuda"), size=gpus)
@@ -239,16 +239,23 @@ def _sampling(rehearsal: Rehearsal, outline: Outline, scale: float) -> tuple[Sta
     return tuple(found)
 
 
-def _checkpoint_bytes(parameters: Mapping[str, int], phases: tuple[PhaseEstimate, ...]) -> int:
-    """Weights, moments and EMA tracks in the last phase, and the weights file of the first track."""
+def _checkpoint_bytes(
+    train: TrainSection, parameters: Mapping[str, int], phases: tuple[PhaseEstimate, ...], gpus: int
+) -> int:
+    """Weights, moments and EMA tracks in the last phase, of all GPUs, and the weights file of the first track."""
     state = phases[-1].roles[0].bytes
-    return 2 * 4 * parameters["total"] + state["moments"] + state["averages"]
+    return 2 * 4 * parameters["total"] + (state["moments"] + state["averages"]) * _shards(train, gpus)
+
+
+def _shards(train: TrainSection, gpus: int) -> int:
+    """Into how many parts the state of training is divided."""
+    return gpus if train.parallel == "fsdp" else 1
 
 
 def _network_bytes(train: TrainSection, phases: tuple[PhaseEstimate, ...], gpus: int) -> int:
     """Bytes that one GPU sends per step: a ring all-reduce of the gradients, or FSDP2's gathers and scatter."""
     role = phases[-1].roles[0]
-    weights = role.bytes["weights"] * (gpus if train.parallel == "fsdp" and gpus > 1 else 1)
+    weights = role.bytes["weights"] * _shards(train, gpus)
     share = (gpus - 1) / gpus
     if train.parallel == "ddp":
         return int(2 * share * role.bytes["gradients"]) if gpus > 1 else 0

@@ -140,6 +140,14 @@ def test_gpus_share_the_batch_and_the_days() -> None:
         estimate(config, gpus=3)
 
 
+def test_a_checkpoint_is_as_large_however_many_gpus_share_the_state() -> None:
+    def checkpoint(gpus: int, parallel: str) -> int:
+        return estimate(config_of("hpdm-smoke", f"train.parallel={parallel}"), gpus=gpus).checkpoint_bytes
+
+    assert checkpoint(2, "fsdp") == pytest.approx(checkpoint(1, "fsdp"), rel=1e-3)
+    assert checkpoint(2, "ddp") == checkpoint(1, "ddp") == checkpoint(1, "fsdp")
+
+
 def test_tiles_that_take_turns_cost_what_is_run() -> None:
     sampling = ("sample.steps=[3]", "sample.solver=[heun]", "sample.chunk=1")
     together, alternate = (config_of("hpdm-smoke", *sampling, f"sample.phases={p}") for p in ("together", "alternate"))
