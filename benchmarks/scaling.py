@@ -1,7 +1,8 @@
 """Weak scaling over the GPUs of one machine, the loss curve on one and on many ranks, and what a checkpoint costs.
 
     python -m benchmarks.scaling --json scaling.json              # all GPUs of this machine, HPDM-M, bf16, compiled
-    python -m benchmarks.scaling --rows one,ddp --ranks 2         # these only: one, apart, ddp, ddp-sync, fsdp, curve
+    python -m benchmarks.scaling --rows one,ddp --ranks 2         # these only: one, apart, ddp, ddp-sync, fsdp,
+                                                              # fsdp-kept, curve
     python -m benchmarks.scaling --ranks 2 --device cpu --preset hpdm-smoke --mini hpdm-smoke --batch 2 --steps 4
 
 Every row is `hpdm_core.training.run.fit` itself, in processes of its own, on random patches that stay on the device:
@@ -46,7 +47,7 @@ from hpdm_core.training.run import fit
 from hpdm_core.training.source import weightless_family
 
 WARM_UP = 5
-ROWS = ["one", "apart", "ddp", "ddp-sync", "fsdp", "curve"]
+ROWS = ["one", "apart", "ddp", "ddp-sync", "fsdp", "fsdp-kept", "curve"]
 
 
 @dataclass(frozen=True)
@@ -194,12 +195,14 @@ def cases(args: argparse.Namespace) -> list[Case]:
         ("ddp", args.ranks, False),
         ("ddp-sync", args.ranks, False),
         ("fsdp", args.ranks, False),
+        ("fsdp-kept", args.ranks, False),
     ):
         batch = args.batch * (1 if apart else ranks)
         settings = (
             f"train.batch_size={batch}",
             f"train.micro_batch={args.batch}",
-            f"train.parallel={'fsdp' if name == 'fsdp' else 'ddp'}",
+            f"train.parallel={'fsdp' if name.startswith('fsdp') else 'ddp'}",
+            f"train.fsdp_keep_weights={str(name == 'fsdp-kept').lower()}",
             f"train.async_checkpoint={str(name != 'ddp-sync').lower()}",
         )
         rows.append(

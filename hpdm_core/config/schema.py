@@ -182,6 +182,8 @@ class TrainSection(Section):
     bf16_attention: run the attention kernel in bf16 whatever the precision; `whole`: with its projections.
     residual: what the streams between layers are kept in; `bf16` (only with `precision: bf16`) moves fewer bytes.
     float8: large linear layers in float8 (only with `precision: bf16`; Hopper GPUs and later).
+    fsdp_keep_weights: under `parallel: fsdp`, keep a block's weights gathered from its forward to its backward pass:
+    one exchange less, for the memory of all weights.
     async_checkpoint: write checkpoints from a copy in host memory while training goes on.
     """
 
@@ -198,6 +200,7 @@ class TrainSection(Section):
     cuda_graph: bool | Literal["auto"] = False
     activation_checkpointing: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    fsdp_keep_weights: bool = False
     optimizer: OptimizerSection = OptimizerSection()
     ema: EmaSection = EmaSection()
     log_every_steps: Count = 10
@@ -218,6 +221,8 @@ class TrainSection(Section):
         for name, chosen in (("residual: bf16", self.residual == "bf16"), ("float8: true", self.float8)):
             if chosen and self.precision != "bf16":
                 raise ValueError(f"{name} needs precision: bf16")
+        if self.fsdp_keep_weights and self.parallel != "fsdp":
+            raise ValueError("fsdp_keep_weights needs parallel: fsdp")
         return self
 
     @property

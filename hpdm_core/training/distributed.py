@@ -126,17 +126,25 @@ def _leave(world: World) -> None:
     time.sleep(0.2)  # caches of DTensor keep the group of sharded weights: its threads find the lock free meanwhile
 
 
-def distribute(family: Family, world: World, parallel: Literal["ddp", "fsdp"], num_roles: int) -> nn.Module:
+def distribute(
+    family: Family,
+    world: World,
+    parallel: Literal["ddp", "fsdp"],
+    num_roles: int,
+    *,
+    keep_weights: bool = False,
+) -> nn.Module:
     """The callable that computes losses with gradients shared over the ranks.
 
     The family keeps its parameter names: DDP holds it inside, FSDP2 shards its parameters in place.
+    keep_weights: of FSDP2's units, from forward to backward.
     """
     if world.size == 1:
         return family
     if parallel == "fsdp":
         if not isinstance(family, FSDPModule):  # a later phase finds it sharded already
             for unit in family.compile_units():
-                fully_shard(unit)
+                fully_shard(unit, reshard_after_forward=not keep_weights)
             fully_shard(family)
             family.sharded = True
         return family

@@ -163,7 +163,7 @@ def _role(rehearsal: Rehearsal, phase: Phase, index: int, gpus: int, memory: flo
     cost = rehearsal.step(phase, phase.roles[index], rows, micro, resident=rows > micro or gpus > 1)
     parts = {**cost.peak, "workspace": WORKSPACE}
     if _shards(train, gpus) > 1:
-        parts = _sharded(parts, rehearsal.family, gpus)
+        parts = _sharded(parts, rehearsal.family, gpus, kept=train.fsdp_keep_weights)
     blocks = block_flops(rehearsal.family, cost)
     world = World(torch.device("cuda"), size=gpus)
     replayed = train.cuda_graph and not graph_obstacle(rehearsal.family, phase, world, rows, micro)
@@ -183,12 +183,13 @@ def _step_seconds(cost: StepCost, train: TrainSection, rows: int, scale: float, 
     return rows // cost.micro_batch * max(work, launched * cost.kernels * SECONDS_PER_KERNEL)
 
 
-def _sharded(parts: Mapping[str, int], family: Family, gpus: int) -> dict[str, int]:
-    """Parts under FSDP2: state divided, two blocks gathered at a time, the rest gathered throughout."""
+def _sharded(parts: Mapping[str, int], family: Family, gpus: int, *, kept: bool) -> dict[str, int]:
+    """Parts under FSDP2: state divided, two blocks gathered at a time (`kept`: all), the rest gathered throughout."""
     units = [sum(p.numel() * 4 for p in unit.parameters()) for unit in family.compile_units()]
     rest = sum(p.numel() * 4 for p in family.parameters()) - sum(units)
     shared = {name: parts[name] // gpus for name in ("weights", "gradients", "moments", "averages")}
-    return {**parts, **shared, "gathered": rest + 3 * max(units, default=0)}
+    largest = max(units, default=0)
+    return {**parts, **shared, "gathered": rest + (sum(units) + largest if kept else 3 * largest)}
 
 
 def block_flops(family: Family, cost: StepCost) -> dict[str, float]:
@@ -259,7 +260,8 @@ def _network_bytes(train: TrainSection, phases: tuple[PhaseEstimate, ...], gpus:
     share = (gpus - 1) / gpus
     if train.parallel == "ddp":
         return int(2 * share * role.bytes["gradients"]) if gpus > 1 else 0
-    return int(share * weights * (2 * (role.rows // role.micro_batch) + 1))
+    gathers = (1 if train.fsdp_keep_weights else 2) * (role.rows // role.micro_batch)
+    return int(share * weights * (gathers + 1))
 
 
 def _remedies(rehearsal: Rehearsal, found: Estimate) -> tuple[Remedy, ...]:

@@ -89,7 +89,13 @@ def test_accumulated_micro_batches_equal_the_whole_batch(tmp_path, whole_batch, 
 
 @pytest.mark.parametrize(
     ("ranks", "optimizer", "parallel", "micro"),
-    [(2, "adamw", "ddp", 2), (4, "adamw", "ddp", 1), (2, "muon", "ddp", 2), (4, "lamb", "fsdp", 2)],
+    [
+        (2, "adamw", "ddp", 2),
+        (4, "adamw", "ddp", 1),
+        (2, "muon", "ddp", 2),
+        (4, "lamb", "fsdp", 2),
+        (2, "lamb", "fsdp, kept", 2),
+    ],
 )
 def test_many_ranks_equal_one(tmp_path, whole_batch, ranks, optimizer, parallel, micro):
     options = [
@@ -97,7 +103,8 @@ def test_many_ranks_equal_one(tmp_path, whole_batch, ranks, optimizer, parallel,
         "batch_size=8",
         f"micro_batch={micro}",
         f'optimizer={{"name": "{optimizer}"}}',
-        f'parallel="{parallel}"',
+        f'parallel="{parallel.removesuffix(", kept")}"',
+        f"fsdp_keep_weights={str(parallel.endswith('kept')).lower()}",
     ]
     codes, errors = launch(tmp_path / "run", ranks, *options)
     assert_all_ended_well(codes, errors)

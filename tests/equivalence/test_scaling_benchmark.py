@@ -22,7 +22,7 @@ def _no_gpu(monkeypatch):
 def test_rows_of_the_table(tmp_path):
     table = cases(TOY)
     assert [(case.name, case.ranks, case.batch) for case in table] == [
-        ("one", 1, 2), ("apart", 2, 2), ("ddp", 2, 4), ("ddp-sync", 2, 4), ("fsdp", 2, 4),
+        ("one", 1, 2), ("apart", 2, 2), ("ddp", 2, 4), ("ddp-sync", 2, 4), ("fsdp", 2, 4), ("fsdp-kept", 2, 4),
     ]  # fmt: skip
     for case, runs in ((table[1], 2), (table[2], 1)):
         outs = run_case(case, tmp_path)
