@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hpdm_core.data.codecs import Codec, FrameReader, Size, open_frames, size_name
+from hpdm_core.data.codecs import Codec, FrameReader, Size, data_file, open_frames, remedy_for, size_name
 from hpdm_core.data.window import Window
 from hpdm_core.errors import DataError, StoreMismatch
 
@@ -160,14 +160,16 @@ class VideoStore:
             return self._readers[key]
         self.require_sizes([size])
         self._check_files(shard, size)
+        folder, name = self.path / "shards", f"{shard:05d}"
         try:
-            self._readers[key] = open_frames(self.path / "shards", f"{shard:05d}", size, self.codec)
+            self._readers[key] = open_frames(folder, name, size, self.codec)
         except OSError as error:
             raise DataError(
                 f"{self.path} cannot be read: {error}", hint="check its permissions and the disk"
             ) from error
         except (ValueError, EOFError) as error:  # not the header that numpy expects
-            raise _damaged(self.path / "shards" / f"{shard:05d}-{size_name(size)}", str(error)) from error
+            file = folder / data_file(name, size, self.codec)
+            raise DataError(f"{file} is damaged: {error}", hint=remedy_for(folder, name)) from error
         if len(self._readers) > MAX_OPEN_FILES:
             self._readers.popitem(last=False)
         return self._readers[key]
