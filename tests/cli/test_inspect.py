@@ -128,3 +128,12 @@ def test_nothing_there_exits_three(tmp_path: Path) -> None:
     result = run("inspect", tmp_path / "nowhere")
     assert result.exit_code == 3
     assert "no store at" in result.output
+
+
+def test_a_folder_of_videos_is_answered_with_what_makes_a_store_of_them(tmp_path: Path) -> None:
+    (tmp_path / "vids").mkdir()
+    write_lossless(tmp_path / "vids" / "a.avi", sample_video(frames=2))
+    result = run("inspect", tmp_path / "vids")
+    assert result.exit_code == 3
+    assert f"{tmp_path / 'vids'} is not a store" in result.output
+    assert f"hpdm prepare-data {tmp_path / 'vids'} --out {tmp_path / 'vids-store'}" in result.output
