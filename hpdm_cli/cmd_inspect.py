@@ -103,7 +103,7 @@ def _write_sheet(store: VideoStore, path: Path, num: int, seed: int) -> None:
 def _store_facts(store: VideoStore, survey: Survey) -> dict[str, Any]:
     facts = asdict(survey)
     facts["lengths"] = [{"from": a, "to": b, "clips": n} for (a, b), n in survey.lengths.items()]
-    about = {key: value for key, value in store.about.items() if key != "shards"}
+    about = {key: value for key, value in store.about.items() if key != "shards"} | {"command": store.command}
     return {"store": about, "survey": facts}
 
 
@@ -112,7 +112,7 @@ def _store_text(store: VideoStore, survey: Survey) -> str:
     lines = [
         f"store        {store.path} ({store.codec}; {sizes})",
         f"fingerprint  {store.fingerprint[:16]}",
-        f"made by      {store.about.get('made_by')}: {store.about.get('command')}",
+        f"made by      {store.about.get('made_by')}: {store.command}",
         f"clips        {survey.num_clips}, {survey.num_frames} frames, {survey.num_captioned} with captions",
         f"quarantined  {store.about.get('num_quarantined')}",
         f"fps          {_joined(survey.rates)}",

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from hpdm_cli import console
+from hpdm_cli.launch import given_words
 from hpdm_cli.options import DryRun, Workers, parse_share, parse_size, parse_tolerance
 from hpdm_core.data.backends import BACKENDS, available_backends
 from hpdm_core.data.clip import Recipe
@@ -46,8 +47,14 @@ FLAGS = {
 }
 """Fields of `SourceOptions` and their options on the command line."""
 
+NOT_OF_THE_STORE = ("out", "source", "workers", "engine", "shards", "dry_run")
+"""Parameters that a store does not record: its place, which may change, and what belongs to one machine or one run.
+
+The source is recorded as it was found to be."""
+
 
 def prepare_data(
+    context: typer.Context,
     src: Annotated[Path | None, typer.Argument(metavar="[SRC]", help="Folder, table or video file.")] = None,
     *,
     out: Annotated[Path, typer.Option("--out", metavar="STORE", help="Folder of the store.")],
@@ -137,12 +144,13 @@ def prepare_data(
     settings = PrepareOptions(parse_tolerance(max_bad), deadline, workers or None, engine)
     share = parse_share(shards) if shards else None
     scan = scan_source(options)
+    words = ["hpdm", "prepare-data", *given_words(context, *NOT_OF_THE_STORE), "--source", scan.kind]
     console.print_note(_plan_text(scan, recipe, settings, out))
     for name in options.unread(scan.kind):
         console.print_note(f"warning: {FLAGS.get(name, options.path)} is not used by --source {scan.kind}")
     if dry_run:
         return
-    summary = _run(scan, out, recipe, settings, share, _command(options, scan.kind))
+    summary = _run(scan, out, recipe, settings, share, shlex.join(words))
     if summary is not None:
         console.print_result(_summary_text(summary))
         return
@@ -190,14 +198,3 @@ def _summary_text(summary: Summary) -> str:
         f"fingerprint  {summary.fingerprint[:16]}",
     ]
     return "\n".join(lines)
-
-
-def _command(options: SourceOptions, kind: str) -> str:
-    """The command line that would take the same clips, less size, codec and store."""
-    words = ["hpdm", "prepare-data", *([str(options.path)] if options.path else []), "--source", kind]
-    default = SourceOptions()
-    for name, flag in FLAGS.items():
-        value = getattr(options, name)
-        if value != getattr(default, name):
-            words += [flag, str(value)]
-    return shlex.join(words)

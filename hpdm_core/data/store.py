@@ -121,10 +121,19 @@ class VideoStore:
                 hint=f"prepare one that has: {self._command_for(wanted[0])}",
             )
 
+    @property
+    def command(self) -> str:
+        """The command line that makes the same store at its place, as far as it is known."""
+        return f"{self.about.get('command') or 'hpdm prepare-data SRC'} --out {shlex.quote(str(self.path))}"
+
     def _command_for(self, size: Size) -> str:
-        command = str(self.about.get("command") or "hpdm prepare-data SRC")
+        """The command line of a store of the same clips with frames of `size` and all smaller ones."""
         out = self.path.with_name(f"{self.path.name}-{size_name(size)}")
-        return f"{command} --size {size_name(size)} --codec {self.codec} --out {out}"
+        words = shlex.split(self.command)
+        for option in ("--size", "--levels", "--codec", "--out"):
+            if option in words:
+                del words[(at := words.index(option)) : at + 2]
+        return shlex.join([*words, "--size", size_name(size), "--codec", self.codec, "--out", str(out)])
 
     def read(self, clip: int, window: Window) -> np.ndarray:
         """The pixels of a window of clip number `clip`: uint8 `[T, height, width, 3]`.
