@@ -13,6 +13,7 @@ from hpdm_cli.launch import given_words
 from hpdm_cli.options import DryRun, Workers, parse_share, parse_size, parse_tolerance
 from hpdm_core.data.backends import BACKENDS, available_backends
 from hpdm_core.data.clip import Recipe
+from hpdm_core.data.codecs import size_name
 from hpdm_core.data.prepare import (
     PrepareOptions,
     Progress,
@@ -23,6 +24,7 @@ from hpdm_core.data.prepare import (
 )
 from hpdm_core.data.sources.base import Scan, SourceOptions
 from hpdm_core.data.sources.detect import scan_source
+from hpdm_core.errors import ConfigError
 from hpdm_core.video import frame_pyramid_sizes
 
 RAW_UP_TO = 128 * 128
@@ -135,7 +137,7 @@ def prepare_data(
     )
     finest = parse_size(size)
     recipe = Recipe(
-        sizes=frame_pyramid_sizes(finest)[:levels],
+        sizes=_sizes(finest, levels),
         codec=codec or ("raw" if finest[0] * finest[1] <= RAW_UP_TO else "jpeg"),
         fit=fit,
         max_frames=max_frames,
@@ -155,6 +157,18 @@ def prepare_data(
         console.print_result(_summary_text(summary))
         return
     console.print_note(f"share {shards} is made; the last job, or this command without --shards, completes {out}")
+
+
+def _sizes(finest: tuple[int, int], levels: int | None) -> tuple[tuple[int, int], ...]:
+    """The frame sizes of the store, finest first: `levels` of them, or all that there are."""
+    sizes = frame_pyramid_sizes(finest)
+    if levels is not None and levels > len(sizes):
+        raise ConfigError(
+            f"--levels {levels}: frames of {size_name(finest)} allow {len(sizes)} at most "
+            f"({', '.join(map(size_name, sizes))})",
+            hint=f"give --levels {len(sizes)}, or a --size that can be halved further: even sides of 16 or more",
+        )
+    return sizes[:levels]
 
 
 def _run(

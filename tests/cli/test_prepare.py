@@ -165,6 +165,19 @@ def test_the_fingerprint_does_not_depend_on_the_command(tmp_path: Path) -> None:
     assert (a.about["command"] == b.about["command"], a.fingerprint == b.fingerprint) == (False, True)
 
 
+@pytest.mark.parametrize(
+    ("size", "levels", "most"), [("32x32", 9, "3 at most (32x32, 16x16, 8x8)"), ("33x32", 3, "1 at most (33x32)")]
+)
+def test_more_levels_than_the_size_allows_are_refused(tmp_path: Path, size: str, levels: int, most: str) -> None:
+    words = ("--source", "synthetic", "--num", "1", "--frames", "1", "--size", size, "--out", tmp_path / "store")
+    refused = run(*words, "--levels", str(levels))
+    assert refused.exit_code == 2
+    assert f"--levels {levels}: frames of {size} allow {most}" in refused.stderr
+    assert not (tmp_path / "store").exists()
+    assert run(*words, "--levels", most[0], "--dry-run").exit_code == 0
+    assert run(*words, "--dry-run").exit_code == 0
+
+
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     write_lossless(tmp_path / "a.avi", sample_video(frames=2))
     result = run(tmp_path, "--out", tmp_path / "store", "--dry-run", "--size", "64x96", "--levels", "2")
