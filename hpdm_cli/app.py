@@ -6,7 +6,6 @@ command runs or shows its own help.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from hpdm_cli import console
+from hpdm_core.data.disk import FULL
 from hpdm_core.errors import EnvironmentProblem, HpdmError, StoppedOnRequest
 from hpdm_core.version import __version__
 
@@ -50,6 +50,7 @@ COMMANDS = {
 """Command to (where its function or sub-app is, one line of help), in the order of `hpdm --help`."""
 
 _CONTINUE = {"prepare-data", "train", "finetune-hires", "sample", "demo"}
+_CONTINUES = "; the same command again continues"
 _ANYWHERE = {"--traceback", "--verbose", "-v"}
 
 
@@ -75,7 +76,7 @@ class LazyGroup(TyperGroup):
             console.print_error(error)
             raise typer.Exit(error.exit_code) from error
         except (KeyboardInterrupt, Stopped) as end:
-            again = "; the same command again continues" if ctx.invoked_subcommand in _CONTINUE else ""
+            again = _CONTINUES if ctx.invoked_subcommand in _CONTINUE else ""
             if isinstance(end, Stopped):
                 console.print_note(f"stopped by {end}{again}")
                 raise typer.Exit(StoppedOnRequest.exit_code) from end
@@ -83,9 +84,13 @@ class LazyGroup(TyperGroup):
             raise  # exit code 130, as shells expect
         except OSError as error:
             # A disk that is full or may not be written to is the machine's fault; anything nameless is a bug.
-            if ctx.params.get("traceback") or not (error.filename or error.errno == errno.ENOSPC):
+            if ctx.params.get("traceback") or not (error.filename or error.errno in FULL):
                 raise
-            problem = EnvironmentProblem(f"{error.strerror}: {error.filename or 'while writing'}")
+            then = _CONTINUES if ctx.invoked_subcommand in _CONTINUE else ", then run it again"
+            problem = EnvironmentProblem(
+                f"{error.strerror}: {error.filename or 'while writing'}",
+                hint=f"free some space{then}" if error.errno in FULL else "",
+            )
             console.print_error(problem)
             raise typer.Exit(problem.exit_code) from error
 

@@ -9,7 +9,7 @@ import typer
 
 from hpdm_cli import console
 from hpdm_cli.options import Json, Overrides, require_finite
-from hpdm_core.data.disk import require_writable
+from hpdm_cli.results import require_json_file, to_stdout, write_json_text
 
 if TYPE_CHECKING:
     from hpdm_core.training.estimate import Estimate, PhaseEstimate, RoleEstimate
@@ -37,13 +37,13 @@ def estimate(
 
     require_finite({"--gpu-memory": gpu_memory, "--tflops": tflops, "--price": price})
     config = load_run_config(preset, overrides or [])
-    if json_file is not None:
-        require_writable(json_file, "--json")
+    require_json_file(json_file)
     found = run_estimate(config, gpus=gpus, memory_gib=gpu_memory, tflops=tflops)
     if json_file is not None:
-        json_file.write_text(json.dumps(as_json(found, preset, price), indent=1) + "\n", encoding="utf-8")
-    for line in describe(found, price):
-        console.print_result(line)
+        write_json_text(json_file, json.dumps(as_json(found, preset, price), indent=1))
+    if not to_stdout(json_file):
+        for line in describe(found, price):
+            console.print_result(line)
 
 
 def describe(found: Estimate, price: float | None) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +16,7 @@ from hpdm_cli import console
 from hpdm_cli.generated import NO_CAPTIONS, Inputs, open_fake
 from hpdm_cli.launch import command_line, launch, world
 from hpdm_cli.options import Device, DryRun, Json, Nproc, parse_size, require_finite
-from hpdm_core.data.disk import require_writable
+from hpdm_cli.results import require_json_file, to_stdout, write_json_text
 from hpdm_core.errors import ConfigError, ThresholdNotMet
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def eval_fvd(
     """Measure generated videos against real ones: FVD and its relatives.
 
     Exit codes: 0 done, 3 unusable videos, 5 missing weights, 6 a threshold was not met. One line per metric on
-    a pipe, a table on a terminal, everything with --json. Offline.
+    a pipe, a table on a terminal, everything with --json FILE, and alone with --json -. Offline.
     """
     require_finite({"--max-fvd": max_fvd, "--min-is": min_is})
     chosen = _protocol(protocol, detector, n, size, overrides or [])
@@ -105,8 +104,7 @@ def eval_fvd(
         return
     _check_usage(fake, watch, {"--fake": fake or None, "--json": json_file, "--max-fvd": max_fvd, "--min-is": min_is,
                                 "--nproc": nproc if nproc > 1 else None})  # fmt: skip
-    if json_file is not None:
-        require_writable(json_file, "--json")
+    require_json_file(json_file)
     from hpdm_core.metrics.deal import Deal
     from hpdm_core.metrics.evaluate import check_evaluation
     from hpdm_core.nn.devices import pick_device
@@ -130,9 +128,9 @@ def eval_fvd(
         result = _score(fake, chosen, {**settings, "deal": deal}, inputs)
     if not deal.main:
         return
+    show(result, figures=not to_stdout(json_file))  # first: a full disk must not cost the numbers
     if json_file is not None:
         write_json(json_file, result)
-    show(result)
     check_thresholds(result, max_fvd, min_is)
 
 
@@ -288,20 +286,16 @@ def _tile(text: str) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write a result atomically, so that a script never reads half of it."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+    """Write a result whole or not at all, so that a script never reads half of it; `-` is standard output."""
+    write_json_text(path, json.dumps(result, indent=2, allow_nan=False))
 
 
-def show(result: dict[str, Any]) -> None:
-    """The result for people: a table on a terminal, one line per metric elsewhere; warnings to stderr."""
+def show(result: dict[str, Any], *, figures: bool = True) -> None:
+    """The result for people: warnings to stderr; `figures` as a table on a terminal, one line per metric elsewhere."""
     for warning in result["warnings"]:
         console.print_note(f"warning: {warning}")
+    if not figures:
+        return
     tail = f"{result['protocol']['name']} [{result['protocol_hash']}]"
     rows = [(entry["label"], *_figures(entry)) for entry in result["metrics"].values()]
     if not sys.stdout.isatty():

@@ -12,6 +12,7 @@ import typer
 
 from hpdm_cli import console
 from hpdm_cli.options import Json
+from hpdm_cli.results import require_json_file, to_stdout, write_json_text
 from hpdm_core.data.disk import require_writable
 from hpdm_core.data.store import STORE_FILE, VideoStore
 from hpdm_core.data.survey import Survey, survey_store, verify_store
@@ -39,9 +40,9 @@ def inspect(
 
     A store: counts, lengths, frame rates, classes, duplicates, black and static clips.
     """
-    for option, file in (("--json", json_file), ("--contact-sheet", contact_sheet)):
-        if file is not None:
-            require_writable(file, option)
+    require_json_file(json_file)
+    if contact_sheet is not None:
+        require_writable(contact_sheet, "--contact-sheet")
     if path.suffix.lower() in SAMPLE_SUFFIXES and path.is_file():
         _finish(read_metadata(path), json_file, "no provenance: not written by hpdm")
     elif (path / STORE_FILE).is_file() or not _is_run(path):
@@ -61,9 +62,10 @@ def _is_run(path: Path) -> bool:
 
 def _finish(facts: dict[str, Any], json_file: Path | None, if_empty: str) -> None:
     text = json.dumps(facts, indent=2, sort_keys=True)
-    console.print_result(text if facts else if_empty)
+    if not to_stdout(json_file):
+        console.print_result(text if facts else if_empty)
     if json_file is not None:
-        json_file.write_text(text + "\n", encoding="utf-8")
+        write_json_text(json_file, text)
 
 
 def _inspect_store(
@@ -71,17 +73,21 @@ def _inspect_store(
 ) -> None:
     with console.progress("inspect", len(store), unit="clips") as shown:
         survey = survey_store(store, shown.advance)
-    console.print_result(_store_text(store, survey))
+    say = console.print_note if to_stdout(json_file) else console.print_result
+    if not to_stdout(json_file):
+        console.print_result(_store_text(store, survey))
     if json_file is not None:
-        json_file.write_text(json.dumps(_store_facts(store, survey), indent=1) + "\n", encoding="utf-8")
+        write_json_text(json_file, json.dumps(_store_facts(store, survey), indent=1))
     if contact_sheet is not None:
         _write_sheet(store, contact_sheet, num, seed)
         console.print_note(f"contact sheet: {contact_sheet}")
     if verify:
         _verify(store)
+        say("verified     every stored byte matches its checksum")
 
 
 def _verify(store: VideoStore) -> None:
+    """Raise DataError unless every stored byte matches its checksum."""
     with console.progress("verify", len(store), unit="clips") as shown:
         damaged = verify_store(store, shown.advance)
     if damaged:
@@ -89,7 +95,6 @@ def _verify(store: VideoStore) -> None:
             f"{store.path} is damaged: {'; '.join(damaged[:MAX_NAMED])} ({len(damaged)} in all)",
             hint="delete the store and run hpdm prepare-data again",
         )
-    console.print_result("verified     every stored byte matches its checksum")
 
 
 def _write_sheet(store: VideoStore, path: Path, num: int, seed: int) -> None:
@@ -103,7 +108,7 @@ def _write_sheet(store: VideoStore, path: Path, num: int, seed: int) -> None:
 def _store_facts(store: VideoStore, survey: Survey) -> dict[str, Any]:
     facts = asdict(survey)
     facts["lengths"] = [{"from": a, "to": b, "clips": n} for (a, b), n in survey.lengths.items()]
-    about = {key: value for key, value in store.about.items() if key != "shards"}
+    about = {key: value for key, value in store.about.items() if key != "shards"} | {"command": store.command}
     return {"store": about, "survey": facts}
 
 
@@ -112,7 +117,7 @@ def _store_text(store: VideoStore, survey: Survey) -> str:
     lines = [
         f"store        {store.path} ({store.codec}; {sizes})",
         f"fingerprint  {store.fingerprint[:16]}",
-        f"made by      {store.about.get('made_by')}: {store.about.get('command')}",
+        f"made by      {store.about.get('made_by')}: {store.command}",
         f"clips        {survey.num_clips}, {survey.num_frames} frames, {survey.num_captioned} with captions",
         f"quarantined  {store.about.get('num_quarantined')}",
         f"fps          {_joined(survey.rates)}",

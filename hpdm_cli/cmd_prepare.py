@@ -9,9 +9,11 @@ from typing import Annotated, Literal
 import typer
 
 from hpdm_cli import console
+from hpdm_cli.launch import given_words
 from hpdm_cli.options import DryRun, Workers, parse_share, parse_size, parse_tolerance
 from hpdm_core.data.backends import BACKENDS, available_backends
 from hpdm_core.data.clip import Recipe
+from hpdm_core.data.codecs import size_name
 from hpdm_core.data.prepare import (
     PrepareOptions,
     Progress,
@@ -22,6 +24,7 @@ from hpdm_core.data.prepare import (
 )
 from hpdm_core.data.sources.base import Scan, SourceOptions
 from hpdm_core.data.sources.detect import scan_source
+from hpdm_core.errors import ConfigError
 from hpdm_core.video import frame_pyramid_sizes
 
 RAW_UP_TO = 128 * 128
@@ -46,8 +49,14 @@ FLAGS = {
 }
 """Fields of `SourceOptions` and their options on the command line."""
 
+NOT_OF_THE_STORE = ("out", "source", "workers", "engine", "shards", "dry_run")
+"""Parameters that a store does not record: its place, which may change, and what belongs to one machine or one run.
+
+The source is recorded as it was found to be."""
+
 
 def prepare_data(
+    context: typer.Context,
     src: Annotated[Path | None, typer.Argument(metavar="[SRC]", help="Folder, table or video file.")] = None,
     *,
     out: Annotated[Path, typer.Option("--out", metavar="STORE", help="Folder of the store.")],
@@ -128,7 +137,7 @@ def prepare_data(
     )
     finest = parse_size(size)
     recipe = Recipe(
-        sizes=frame_pyramid_sizes(finest)[:levels],
+        sizes=_sizes(finest, levels),
         codec=codec or ("raw" if finest[0] * finest[1] <= RAW_UP_TO else "jpeg"),
         fit=fit,
         max_frames=max_frames,
@@ -137,16 +146,29 @@ def prepare_data(
     settings = PrepareOptions(parse_tolerance(max_bad), deadline, workers or None, engine)
     share = parse_share(shards) if shards else None
     scan = scan_source(options)
+    words = ["hpdm", "prepare-data", *given_words(context, *NOT_OF_THE_STORE), "--source", scan.kind]
     console.print_note(_plan_text(scan, recipe, settings, out))
     for name in options.unread(scan.kind):
         console.print_note(f"warning: {FLAGS.get(name, options.path)} is not used by --source {scan.kind}")
     if dry_run:
         return
-    summary = _run(scan, out, recipe, settings, share, _command(options, scan.kind))
+    summary = _run(scan, out, recipe, settings, share, shlex.join(words))
     if summary is not None:
         console.print_result(_summary_text(summary))
         return
     console.print_note(f"share {shards} is made; the last job, or this command without --shards, completes {out}")
+
+
+def _sizes(finest: tuple[int, int], levels: int | None) -> tuple[tuple[int, int], ...]:
+    """The frame sizes of the store, finest first: `levels` of them, or all that there are."""
+    sizes = frame_pyramid_sizes(finest)
+    if levels is not None and levels > len(sizes):
+        raise ConfigError(
+            f"--levels {levels}: frames of {size_name(finest)} allow {len(sizes)} at most "
+            f"({', '.join(map(size_name, sizes))})",
+            hint=f"give --levels {len(sizes)}, or a --size that can be halved further: even sides of 16 or more",
+        )
+    return sizes[:levels]
 
 
 def _run(
@@ -190,14 +212,3 @@ def _summary_text(summary: Summary) -> str:
         f"fingerprint  {summary.fingerprint[:16]}",
     ]
     return "\n".join(lines)
-
-
-def _command(options: SourceOptions, kind: str) -> str:
-    """The command line that would take the same clips, less size, codec and store."""
-    words = ["hpdm", "prepare-data", *([str(options.path)] if options.path else []), "--source", kind]
-    default = SourceOptions()
-    for name, flag in FLAGS.items():
-        value = getattr(options, name)
-        if value != getattr(default, name):
-            words += [flag, str(value)]
-    return shlex.join(words)

@@ -9,8 +9,10 @@ import typer
 
 from hpdm_cli.console import print_result
 from hpdm_cli.options import Overrides
+from hpdm_cli.results import write_result
 from hpdm_core.config.load import dump_config
 from hpdm_core.config.presets import list_presets, preset_description, read_preset
+from hpdm_core.data.disk import require_writable
 from hpdm_core.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True)
@@ -63,9 +65,6 @@ def copy(
         target = target / f"{name}.yaml"
     if target.exists() and not force:
         raise ConfigError(f"{target} exists", hint="give another name, or --force to overwrite it")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {target}: {error.strerror}") from error
+    require_writable(target, "FILE")
+    write_result(target, text)
     print_result(str(target))

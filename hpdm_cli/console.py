@@ -17,6 +17,7 @@ from functools import cache
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hpdm_core.data.disk import naming
 from hpdm_core.errors import HpdmError, RankLost, StoppedOnRequest
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def make_streams_safe() -> None:
 def print_result(text: str) -> None:
     """Write a result to stdout, as is, from rank 0."""
     if rank() == 0:
-        print(text, flush=True)
+        with naming("standard output"):
+            print(text, flush=True)
 
 
 def print_note(text: str) -> None:

@@ -37,10 +37,15 @@ def command_line(context: typer.Context, *left_out: str) -> list[str]:
     """The words of the running command without `--nproc` and the parameters `left_out`: what ranks are started with."""
     root = context.find_root()
     words = [f"--{name}" for name in GLOBAL_FLAGS if root is not context and root.params.get(name)]
-    words.append(str(context.info_name))
+    return [*words, str(context.info_name), *given_words(context, "nproc", *left_out)]
+
+
+def given_words(context: typer.Context, *left_out: str) -> list[str]:
+    """Arguments and options of the running command that are not their defaults, without the parameters `left_out`."""
+    words: list[str] = []
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
-        if parameter.name in ("nproc", *left_out) or value is None or value == parameter.default:
+        if parameter.name in left_out or value is None or value == parameter.default:
             continue
         option = [parameter.opts[0]] if parameter.param_type_name == "option" else []
         if isinstance(value, bool):

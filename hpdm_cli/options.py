@@ -126,4 +126,7 @@ Workers = Annotated[
 ]
 Nproc = Annotated[int, typer.Option("--nproc", metavar="N", min=1, help="Processes, one per GPU.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON; - prints it in place of the text."),
+]

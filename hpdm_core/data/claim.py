@@ -18,12 +18,10 @@ from hpdm_core.data.clip import Recipe
 from hpdm_core.data.disk import writing_to
 from hpdm_core.data.shard import SHARDS, Record, read_json, write_text_once
 from hpdm_core.data.sources.base import Scan
-from hpdm_core.data.store import SCHEMA
+from hpdm_core.data.store import PLAN, SCHEMA
 from hpdm_core.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-
-PLAN = "plan.json"
 
 
 def store_plan(scan: Scan, recipe: Recipe) -> Record:

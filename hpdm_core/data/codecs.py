@@ -39,6 +39,11 @@ def offsets_file(shard: str, size: Size) -> str:
     return f"{shard}-{size_name(size)}.offsets.npy"
 
 
+def remedy_for(folder: Path, shard: str) -> str:
+    """What helps against damage inside the files of a shard: `prepare-data` trusts those of the right length."""
+    return f"delete {folder / shard}-* and run the hpdm prepare-data command that made the store again"
+
+
 def file_header(num_frames: int, size: Size, codec: Codec) -> bytes:
     """The first bytes of a data file: `.npy` version 1.0, padded to a fixed length, for raw; none for jpeg."""
     if codec == "jpeg":
@@ -88,6 +93,7 @@ class JpegReader:
 
     def __init__(self, folder: Path, shard: str, size: Size) -> None:
         self._path = folder / data_file(shard, size, "jpeg")
+        self._remedy = remedy_for(folder, shard)
         self._blob = np.memmap(self._path, dtype=np.uint8, mode="r").view(np.ndarray)
         self._offsets: Sequence[int] = np.load(folder / offsets_file(shard, size)).tolist()
 
@@ -97,10 +103,8 @@ class JpegReader:
         try:
             return read_box(blobs, Box(top, left, height, width))
         except DamagedFrame as error:
-            raise DataError(
-                f"{self._path}: frame {frames[error.index]} is damaged: {error}",
-                hint="delete the store and run hpdm prepare-data again",
-            ) from error
+            message = f"{self._path}: frame {frames[error.index]} is damaged: {error}"
+            raise DataError(message, hint=self._remedy) from error
 
     def stored_bytes(self, first: int, count: int) -> bytes:
         """See `FrameReader`."""

@@ -22,6 +22,7 @@ import numpy as np
 
 from hpdm_core.data.clip import ClipJob, ClipResult, Recipe
 from hpdm_core.data.codecs import data_file, file_header, offsets_file
+from hpdm_core.data.disk import naming, replacing
 from hpdm_core.data.sources.base import Problem, SourceClip
 from hpdm_core.errors import DataError
 
@@ -83,27 +84,27 @@ def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text atomically and durably."""
+    """Write text atomically and durably. Raises OSError naming `path`."""
     partial = path.with_name(path.name + ".tmp")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
+    with replacing(path, partial), partial.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def write_text_once(path: Path, text: str) -> None:
     """Write text like `write_text`, unless the file is there: of several writers the first one wins."""
     partial = path.with_name(f"{path.name}.{_token()}.tmp")
-    try:
+    with naming(path):
         write_text(partial, text)
-        os.link(partial, path)
-    except FileExistsError:
-        return
-    except OSError:  # a file system without links
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without links
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _token() -> str:

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hpdm_core.data.codecs import Codec, FrameReader, Size, open_frames, size_name
+from hpdm_core.data.codecs import Codec, FrameReader, Size, data_file, open_frames, remedy_for, size_name
+from hpdm_core.data.sources.walk import holds_videos
 from hpdm_core.data.window import Window
 from hpdm_core.errors import DataError, StoreMismatch
 
 SCHEMA = 1
 STORE_FILE = "store.json"
+PLAN = "plan.json"
 INDEX = "index.jsonl"
 QUARANTINE = "quarantine.jsonl"
 MAX_OPEN_FILES = 256
@@ -118,10 +121,19 @@ class VideoStore:
                 hint=f"prepare one that has: {self._command_for(wanted[0])}",
             )
 
+    @property
+    def command(self) -> str:
+        """The command line that makes the same store at its place, as far as it is known."""
+        return f"{self.about.get('command') or 'hpdm prepare-data SRC'} --out {shlex.quote(str(self.path))}"
+
     def _command_for(self, size: Size) -> str:
-        command = str(self.about.get("command") or "hpdm prepare-data SRC")
+        """The command line of a store of the same clips with frames of `size` and all smaller ones."""
         out = self.path.with_name(f"{self.path.name}-{size_name(size)}")
-        return f"{command} --size {size_name(size)} --codec {self.codec} --out {out}"
+        words = shlex.split(self.command)
+        for option in ("--size", "--levels", "--codec", "--out"):
+            if option in words:
+                del words[(at := words.index(option)) : at + 2]
+        return shlex.join([*words, "--size", size_name(size), "--codec", self.codec, "--out", str(out)])
 
     def read(self, clip: int, window: Window) -> np.ndarray:
         """The pixels of a window of clip number `clip`: uint8 `[T, height, width, 3]`.
@@ -160,14 +172,16 @@ class VideoStore:
             return self._readers[key]
         self.require_sizes([size])
         self._check_files(shard, size)
+        folder, name = self.path / "shards", f"{shard:05d}"
         try:
-            self._readers[key] = open_frames(self.path / "shards", f"{shard:05d}", size, self.codec)
+            self._readers[key] = open_frames(folder, name, size, self.codec)
         except OSError as error:
             raise DataError(
                 f"{self.path} cannot be read: {error}", hint="check its permissions and the disk"
             ) from error
         except (ValueError, EOFError) as error:  # not the header that numpy expects
-            raise _damaged(self.path / "shards" / f"{shard:05d}-{size_name(size)}", str(error)) from error
+            file = folder / data_file(name, size, self.codec)
+            raise DataError(f"{file} is damaged: {error}", hint=remedy_for(folder, name)) from error
         if len(self._readers) > MAX_OPEN_FILES:
             self._readers.popitem(last=False)
         return self._readers[key]
@@ -183,6 +197,33 @@ class VideoStore:
                 raise _damaged(path, f"it has {path.stat().st_size} bytes instead of {num_bytes}")
 
 
+def is_taken(path: Path) -> bool:
+    """Whether something stands at `path`, where a new store needs nothing or an empty folder."""
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
+def _prepare_line(source: Path | None, out: Path) -> str:
+    return shlex.join(["hpdm", "prepare-data", str(source or "SRC"), "--out", str(out)])
+
+
+def no_store(path: Path, line: Callable[[Path | None, Path], str] = _prepare_line) -> DataError:
+    """Why there is no store to read at `path`, which lacks the file of a finished one.
+
+    `line` is the command that makes one, of a source (None: the user is to say which) and the store's place.
+    """
+    if (path / PLAN).is_file():
+        return DataError(
+            f"the store {path} is not finished", hint="run the same hpdm prepare-data command again to finish it"
+        )
+    if not is_taken(path):
+        return DataError(f"no store at {path}", hint=f"make one (SRC: a folder of videos): {line(None, path)}")
+    named = path if path.name else path.resolve()  # `.` has no name
+    out = path.parent / f"{named.stem if path.is_file() else named.name}-store"
+    if holds_videos(path):
+        return DataError(f"{path} is not a store", hint=f"make one of its videos: {line(path, out)}")
+    return DataError(f"{path} is not a store", hint=f"name another folder, or make a store: {line(None, out)}")
+
+
 def store_fingerprint(about: dict[str, Any], index: str) -> str:
     """A hash of what the store holds: frame sizes, codec, resize rule, classes, and every clip with its checksums."""
     identity = json.dumps({key: about[key] for key in _IDENTITY}, sort_keys=True)
@@ -192,13 +233,7 @@ def store_fingerprint(about: dict[str, Any], index: str) -> str:
 def _read_about(path: Path) -> dict[str, Any]:
     file = path / STORE_FILE
     if not file.is_file():
-        if (path / "plan.json").is_file():
-            raise DataError(
-                f"the store {path} is not finished", hint="run the same hpdm prepare-data command again to finish it"
-            )
-        raise DataError(
-            f"no store at {path}", hint=f"make one: hpdm prepare-data SRC --out {path} (SRC: a folder of videos)"
-        )
+        raise no_store(path)
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
         schema = about["schema"]

@@ -9,13 +9,11 @@ Shapes: N videos, T frames, H W pixels; uint8, 0..255.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from hpdm_core.data.backends import open_container
+from hpdm_core.data.disk import appearing, naming
 from hpdm_core.errors import DataError
 
 Metadata = Mapping[str, Any]
@@ -41,7 +40,7 @@ def write_mp4(path: Path, video_THWC: np.ndarray, fps: float, metadata: Metadata
     import av
 
     video = _even(_checked(video_THWC))
-    with _appearing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+    with appearing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         container.metadata["comment"] = _dump(metadata)
         rate = Fraction(float(fps)).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"crf": MP4_CRF})
@@ -58,7 +57,7 @@ def write_gif(path: Path, video_THWC: np.ndarray, fps: float, metadata: Metadata
     sample = video[:: max(1, len(video) // 8)]
     palette = Image.fromarray(sample.reshape(-1, *video.shape[2:])).quantize(255)
     frames = [Image.fromarray(frame).quantize(palette=palette) for frame in video]
-    with _appearing(path) as partial:
+    with appearing(path) as partial:
         frames[0].save(
             partial,
             save_all=True,
@@ -73,7 +72,7 @@ def write_png(path: Path, image_HWC: np.ndarray, metadata: Metadata | None = Non
     """One PNG image, whatever its suffix says, with the metadata in a text chunk."""
     info = PngInfo()
     info.add_text(METADATA_KEY, _dump(metadata))
-    with _appearing(path) as partial:
+    with appearing(path) as partial:
         Image.fromarray(image_HWC).save(partial, format="PNG", pnginfo=info)
 
 
@@ -90,11 +89,15 @@ def write_png_frames(folder: Path, video_THWC: np.ndarray, metadata: Metadata | 
         if leftover.exists():  # of a run that was killed
             shutil.rmtree(leftover)
     partial.mkdir(parents=True)
-    for number, frame in enumerate(video):
-        write_png(partial / f"{number:05d}.png", frame, metadata)
-    if folder.exists():  # a folder cannot take the place of a full one
-        folder.replace(old)
-    partial.replace(folder)
+    try:
+        with naming(folder):
+            for number, frame in enumerate(video):
+                write_png(partial / f"{number:05d}.png", frame, metadata)
+            if folder.exists():  # a folder cannot take the place of a full one
+                folder.replace(old)
+            partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -109,7 +112,7 @@ def write_png_strip(path: Path, video_THWC: np.ndarray, metadata: Metadata | Non
 
 def write_npz(path: Path, video_THWC: np.ndarray, fps: float, metadata: Metadata | None = None) -> None:
     """Lossless arrays: `video` uint8 `[T, H, W, 3]`, `fps`, and `metadata` as JSON text."""
-    with _appearing(path) as partial, partial.open("wb") as file:
+    with appearing(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, video=_checked(video_THWC), fps=fps, metadata=_dump(metadata))
 
 
@@ -221,15 +224,3 @@ def _pad(image_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
     padded[:] = _PAPER
     padded[: image_HWC.shape[0], : image_HWC.shape[1]] = image_HWC
     return padded
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """A temporary name of the same suffix beside `path`, moved in place when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +18,7 @@ from hpdm_core.config.schema import FrozenText, JointText, RunConfig
 from hpdm_core.data.dataset import CaptionReader, make_loader, to_device
 from hpdm_core.data.embeddings import TextEmbeddings, find_embeddings
 from hpdm_core.data.shard import write_text
-from hpdm_core.data.store import STORE_FILE, VideoStore
+from hpdm_core.data.store import STORE_FILE, VideoStore, is_taken, no_store
 from hpdm_core.data.window import Batch, ClipView
 from hpdm_core.errors import DataError, StoreMismatch
 from hpdm_core.families.base import Family
@@ -163,7 +165,7 @@ def _tell_of_unknown_words(words: Sequence[str], captions: Iterable[str]) -> Non
 def find_store(config: RunConfig, given: Path | None) -> Path:
     """The store to train on: `given`, the config's, $HPDM_DATA/<dataset> or data/<dataset>.
 
-    Raises DataError with the `prepare-data` line to run if none of them exists.
+    Raises DataError with what to run if none of them exists, or what stands there is no finished store.
     """
     explicit = given or (Path(config.data.store) if config.data.store else None)
     dataset = config.data.dataset
@@ -175,10 +177,12 @@ def find_store(config: RunConfig, given: Path | None) -> Path:
     for path in candidates:
         if (path / STORE_FILE).is_file():
             return path
+    if taken := [path for path in candidates if is_taken(path)]:
+        raise no_store(taken[0], partial(prepare_line, config))
     places = " or ".join(str(path) for path in candidates)
     raise DataError(
         f"no prepared store for dataset {dataset!r}: there is none at {places}",
-        hint=f"prepare one: {prepare_line(config, candidates[-1])}",
+        hint=f"prepare one: {prepare_line(config, None, candidates[-1])}",
     )
 
 
@@ -202,19 +206,21 @@ def noted_store(run: Path) -> VideoStore | None:
     return store
 
 
-def prepare_line(config: RunConfig, out: Path) -> str:
-    """The command that prepares what `config` trains on."""
+def prepare_line(config: RunConfig, source: Path | None, out: Path) -> str:
+    """The command that prepares what `config` trains on: from `source`, or from where such clips usually come."""
     family = weightless_family(config)
     view = family.view(family.phases()[-1].name)
     height, width = view.sizes[0]
     dataset = config.data.dataset
-    if dataset.startswith("ucf101"):
-        source = "path/to/UCF-101 --source ucf101"
+    if source is not None:
+        words = [str(source)]
+    elif dataset.startswith("ucf101"):
+        words = ["path/to/UCF-101", "--source", "ucf101"]
     elif dataset in PROCEDURAL:
-        source = f"--source synthetic --frames {view.frames}"
+        words = ["--source", "synthetic", "--frames", str(view.frames)]
     else:
-        source = "path/to/videos --source auto"
-    return f"hpdm prepare-data {source} --size {height}x{width} --out {out}"
+        words = ["path/to/videos", "--source", "auto"]
+    return shlex.join(["hpdm", "prepare-data", *words, "--size", f"{height}x{width}", "--out", str(out)])
 
 
 def weightless_family(config: RunConfig) -> Family:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner, Result
 
 from hpdm_cli.app import app
@@ -29,6 +30,14 @@ def test_an_estimate_in_words_and_as_json(tmp_path: Path) -> None:
     assert abs(sum(role["flops_by_block"].values()) / role["flops_per_video"] - 1) < 1e-6
     assert [stage["name"] for stage in found["sampling"]["stages"]] == ["level0", "level1", "level2"]
     assert found["sampling"]["seconds"] > 0
+
+
+def test_json_on_standard_output_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = estimate("hpdm-smoke", "--json", "-")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["verdict"] == "fits"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_presets_and_keys_exit_2() -> None:

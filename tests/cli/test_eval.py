@@ -72,6 +72,17 @@ def test_one_line_per_metric_and_the_whole_result_as_json(real: Path, fake: Path
     assert "warning: " in done.stderr
 
 
+def test_json_on_standard_output_stands_alone(
+    real: Path, fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = score(real, fake, "--json", "-", "--max-fvd", "1e-9")
+    assert done.exit_code == 6
+    assert json.loads(done.stdout)["metrics"]["fvd"]["n_real"] == 12
+    assert "warning: " in done.stderr
+    assert not (tmp_path / "-").exists()
+
+
 @pytest.mark.slow
 def test_random_i3d_is_deterministic_and_labelled(tmp_path: Path) -> None:
     values = []

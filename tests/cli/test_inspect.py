@@ -53,6 +53,18 @@ def test_the_report(store: Path, tmp_path: Path) -> None:
         assert sheet.size == (8 * 34, 4 * (16 + 34))
 
 
+def test_json_on_standard_output_stands_alone(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("inspect", store, "--json", "-", "--verify")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["survey"]["num_clips"] == 4
+    assert "every stored byte matches" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+    write_mp4(tmp_path / "a.mp4", sample_video(frames=3), 12, {"seed": 3})
+    write_mp4(tmp_path / "b.mp4", sample_video(frames=3), 12)
+    assert [json.loads(run("inspect", name, "--json", "-").stdout) for name in ("a.mp4", "b.mp4")] == [{"seed": 3}, {}]
+
+
 def test_verify_finds_damage(store: Path) -> None:
     assert "every stored byte matches" in run("inspect", store, "--verify").stdout
     shard = store / "shards" / "00000-16x16.npy"
@@ -128,3 +140,12 @@ def test_nothing_there_exits_three(tmp_path: Path) -> None:
     result = run("inspect", tmp_path / "nowhere")
     assert result.exit_code == 3
     assert "no store at" in result.output
+
+
+def test_a_folder_of_videos_is_answered_with_what_makes_a_store_of_them(tmp_path: Path) -> None:
+    (tmp_path / "vids").mkdir()
+    write_lossless(tmp_path / "vids" / "a.avi", sample_video(frames=2))
+    result = run("inspect", tmp_path / "vids")
+    assert result.exit_code == 3
+    assert f"{tmp_path / 'vids'} is not a store" in result.output
+    assert f"hpdm prepare-data {tmp_path / 'vids'} --out {tmp_path / 'vids-store'}" in result.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -118,7 +119,7 @@ def test_synthetic_needs_nothing_and_prints_one_summary(tmp_path: Path) -> None:
     assert (beats[-1]["done"], beats[-1]["kept"], beats[-1]["frames"]) == (5, 5, 15)
     store = VideoStore.open(tmp_path / "store")
     assert store.sizes[0] == (32, 32)
-    assert store.about["command"] == "hpdm prepare-data --source synthetic --num 5 --frames 3"
+    assert store.about["command"] == "hpdm prepare-data --size 32x32 --num 5 --frames 3 --source synthetic"
 
 
 def test_the_command_of_scenes_is_recorded(tmp_path: Path) -> None:
@@ -127,11 +128,54 @@ def test_the_command_of_scenes_is_recorded(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "held-out pairs alone" in result.stderr
     assert VideoStore.open(tmp_path / "store").about["command"] == (
-        "hpdm prepare-data --source synthetic --split test --num 2 --frames 2 --style scenes --frame-step 8"
+        "hpdm prepare-data --size 32x32 --split test --num 2 --frames 2 --frame-step 8 --style scenes "
+        "--source synthetic"
     )
     refused = run("--source", "synthetic", "--split", "test", "--out", tmp_path / "other", *SMALL)
     assert refused.exit_code == 2
     assert "--style scenes" in refused.stderr
+
+
+def test_the_recorded_command_makes_the_same_store(tmp_path: Path) -> None:
+    source = tmp_path / "my films"
+    source.mkdir()
+    write_lossless(source / "a.avi", sample_video(0, 6))
+    (source / "bad.mp4").write_text("no video")
+    words = ("--size", "32x16", "--levels", "1", "--codec", "jpeg", "--fit", "stretch", "--max-frames", "3")
+    words += ("--decoders", "av", "--max-bad", "1", "--deadline", "60")
+    first = run(source, "--out", tmp_path / "my store", *words, "--workers", "1", "--shards", "1/1")
+    assert first.exit_code == 0, first.output
+    store = VideoStore.open(tmp_path / "my store")
+    recorded = store.about["command"]
+    assert not [word for word in ("--workers", "--shards", "--engine", "--out", "--dry-run") if word in recorded]
+    shown = CliRunner().invoke(app, ["inspect", str(store.path)]).stdout
+    (line,) = [line.partition(": ")[2] for line in shown.splitlines() if line.startswith("made by")]
+    assert line == f"{recorded} --out '{store.path}'"
+    store.path.rename(tmp_path / "aside")
+    again = CliRunner().invoke(app, shlex.split(line)[1:])
+    assert again.exit_code == 0, again.output
+    assert VideoStore.open(store.path).about == store.about
+
+
+def test_the_fingerprint_does_not_depend_on_the_command(tmp_path: Path) -> None:
+    words = ("--source", "synthetic", "--num", "2", "--frames", "2", *SMALL)
+    for name, more in (("a", ()), ("b", ("--max-bad", "2"))):
+        assert run(*words, "--out", tmp_path / name, *more).exit_code == 0
+    a, b = (VideoStore.open(tmp_path / name) for name in "ab")
+    assert (a.about["command"] == b.about["command"], a.fingerprint == b.fingerprint) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("size", "levels", "most"), [("32x32", 9, "3 at most (32x32, 16x16, 8x8)"), ("33x32", 3, "1 at most (33x32)")]
+)
+def test_more_levels_than_the_size_allows_are_refused(tmp_path: Path, size: str, levels: int, most: str) -> None:
+    words = ("--source", "synthetic", "--num", "1", "--frames", "1", "--size", size, "--out", tmp_path / "store")
+    refused = run(*words, "--levels", str(levels))
+    assert refused.exit_code == 2
+    assert f"--levels {levels}: frames of {size} allow {most}" in refused.stderr
+    assert not (tmp_path / "store").exists()
+    assert run(*words, "--levels", most[0], "--dry-run").exit_code == 0
+    assert run(*words, "--dry-run").exit_code == 0
 
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:

@@ -232,4 +232,5 @@ def test_results_do_not_go_to_a_full_disk_unnoticed() -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     done = hpdm("presets", "list", stdout=full, stderr=subprocess.PIPE)
     os.close(full)
-    assert (done.returncode, done.stderr) == (2, "error: No space left on device: while writing\n")
+    remedy = "hint: free some space, then run it again\n"
+    assert (done.returncode, done.stderr) == (2, "error: No space left on device: standard output\n" + remedy)

@@ -76,6 +76,12 @@ def _sort_file(path: Path, listing: Listing) -> None:
         listing.tables += suffix in TABLE_SUFFIXES
 
 
+def holds_videos(path: Path) -> bool:
+    """Whether `path` is a video file, or a folder with one somewhere below it."""
+    files = [path.name] if path.is_file() else (name for _, _, names in os.walk(path) for name in names)
+    return any(Path(name).suffix.lower() in VIDEO_SUFFIXES for name in files)
+
+
 def natural_order(paths: Iterable[Path]) -> list[Path]:
     """Sort so that frame_2 comes before frame_10."""
     return sorted(paths, key=lambda p: [int(w) if w.isdecimal() else w for w in re.split(r"(\d+)", p.name)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import glob
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from hpdm_core.data.disk import writing_to
 from hpdm_core.data.prepare import Progress, prepare_share, prepare_store
 from hpdm_core.data.sources.base import SourceOptions
 from hpdm_core.data.sources.detect import scan_source
+from hpdm_core.data.store import VideoStore
 from hpdm_core.errors import ConfigError, DataError, HpdmError
 from tests.support.videos import sample_video, write_lossless
 from tests.unit.data.test_prepare import ONE, RECIPE, contents, made
@@ -44,6 +47,31 @@ def test_the_same_command_makes_a_damaged_shard_again(
     seen: list[Progress] = []
     prepare_store(SCAN, tmp_path, recipe, ONE, on_progress=seen.append)
     assert seen[0].resumed == (16 if name.startswith("00001") else 4)  # the other shard stands
+    assert contents(tmp_path) == whole
+
+
+def garble(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [(RECIPE, "00001-32x32.npy"), (JPEG, "00001-32x32.jpegs"), (JPEG, "00001-32x32.offsets.npy")],
+)
+def test_damage_that_no_length_betrays_is_mended_as_the_hint_says(tmp_path: Path, recipe: Recipe, name: str) -> None:
+    prepare_store(SCAN, tmp_path, recipe, ONE)
+    whole = contents(tmp_path)
+    garble(tmp_path / "shards" / name)
+    prepare_store(SCAN, tmp_path, recipe, ONE)
+    with pytest.raises(DataError, match=r"shards/00001-32x32.* is damaged") as caught:
+        VideoStore.open(tmp_path).read_frames(16)
+    found = re.fullmatch(r"delete (\S+) and run the hpdm prepare-data command that made .* again", caught.value.hint)
+    assert found
+    files = glob.glob(found[1])
+    assert {Path(file).name.partition("-")[0] for file in files} == {"00001"}
+    for file in files:
+        Path(file).unlink()
+    prepare_store(SCAN, tmp_path, recipe, ONE)
     assert contents(tmp_path) == whole
 
 

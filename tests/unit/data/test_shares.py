@@ -75,7 +75,7 @@ def test_jobs_at_the_same_moment(tmp_path: Path) -> None:
     finished = [out for out, _ in answers if out]
     assert finished
     assert all("kept         40 clips, 80 frames" in out for out in finished)
-    command_line = "hpdm prepare-data --source synthetic --num 40 --frames 2"
+    command_line = "hpdm prepare-data --size 32 --num 40 --frames 2 --source synthetic"
     recipe = Recipe(frame_pyramid_sizes((32, 32)))
     prepare_store(synthetic(40, 2), tmp_path / "whole", recipe, ONE, command=command_line)
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")

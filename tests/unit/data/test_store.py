@@ -88,6 +88,15 @@ def test_an_absent_size_names_the_command(raw_store: VideoStore) -> None:
         raw_store.read_frames(0, (8, 8))
 
 
+def test_the_command_for_an_absent_size_names_no_option_twice(raw_store: VideoStore) -> None:
+    command = "hpdm prepare-data 'my src' --size 32x48 --levels 2 --codec raw --max-frames 12"
+    store = VideoStore(raw_store.path, raw_store.about | {"command": command}, raw_store.clips)
+    with pytest.raises(StoreMismatch) as caught:
+        store.require_sizes([(64, 64)])
+    line = f"hpdm prepare-data 'my src' --max-frames 12 --size 64x64 --codec raw --out {raw_store.path}-64x64"
+    assert caught.value.hint == f"prepare one that has: {line}"
+
+
 @pytest.mark.parametrize(
     "window",
     [

@@ -94,14 +94,15 @@ def test_png_frames_replace_frames_and_nothing_else(tmp_path: Path) -> None:
     assert (tmp_path / "clip" / "thesis.tex").exists()
 
 
-def test_half_written_frames_are_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_written_frames_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, image: np.ndarray, metadata: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(write, "write_png", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as caught:
         write_png_frames(tmp_path / "clip", sample_video(frames=2))
-    assert all(p.name.startswith(".") for p in tmp_path.iterdir())
+    assert caught.value.filename == str(tmp_path / "clip")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5])
