@@ -132,10 +132,14 @@ class Family(nn.Module, ABC):
         """
 
     @classmethod
-    def target_settings(cls, model: ModelSection, frames: int | None, size: tuple[int, int] | None) -> dict[str, Any]:
+    def target_settings(
+        cls, model: Mapping[str, Any], frames: int | None, size: tuple[int, int] | None
+    ) -> dict[str, Any]:
         """The keys of `model` to change for videos of `frames` and `size` (height, width); None keeps a side.
 
-        Raises ConfigError with the nearest possible video where the geometry is impossible.
+        model: the section as it is written, which only the changes may make valid; where nothing can be made of it,
+        there are none, and validating it says why. Raises ConfigError with the nearest possible video where the
+        geometry is impossible.
         """
         raise ConfigError(
             f"a {cls.name} model cannot be set to another video size from the command line",
