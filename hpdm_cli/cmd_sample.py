@@ -152,7 +152,7 @@ def sample(
         return
     rank, ranks = world()
     mine = wanted[rank::ranks]  # of all seeds, not of the absent ones: other ranks are writing meanwhile
-    todo = [seed for seed in mine if not all(_path(out, seed, f).exists() for f in chosen_formats)]
+    todo = [seed for seed in mine if not _is_made(out, seed, chosen_formats)]
     if len(todo) < len(mine):
         console.print_note(f"{len(mine) - len(todo)} of {len(mine)} videos exist in {out} and are kept")
     made = _with_progress(
@@ -335,6 +335,12 @@ def _path(out: Path, seed: int, form: str) -> Path:
     return out / name if form == "png" else out / f"{name}.{form}"
 
 
+def _is_made(out: Path, seed: int, formats: Sequence[str]) -> bool:
+    """Whether all formats of one seed are there. What is empty, as after a crash of the machine, is not."""
+    paths = [_path(out, seed, form) for form in formats]
+    return all(any(path.iterdir()) if path.is_dir() else path.exists() and path.stat().st_size for path in paths)
+
+
 def _with_progress(model: LoadedModel, seeds: Sequence[int], outline: Outline, **kwargs: Any) -> Iterator[Sample]:
     """Samples, while a bar shows network calls over all videos with rate and ETA."""
     from hpdm_core.families.generate import iterate_samples
@@ -356,9 +362,9 @@ def _save(item: Sample, out: Path, formats: Sequence[str], fps: float, settings:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     facts = {"seed": item.seed, "class": item.class_name, "prompt": item.prompt, "settings": digest, **settings}
     for form in formats:
-        path = _path(out, item.seed, form)
-        if path.exists():
+        if _is_made(out, item.seed, (form,)):
             continue
+        path = _path(out, item.seed, form)
         if form == "mp4":
             write.write_mp4(path, item.video, fps, facts)
         elif form == "gif":

@@ -301,3 +301,19 @@ def test_options_of_another_source_are_said(here) -> None:
     said = here(f"{line} --caption-column x --fps 5").stderr
     for flag in ("--caption-column", "--fps"):
         assert f"warning: {flag} is not used by --source synthetic\n" in said
+
+
+def test_an_empty_output_is_made_again(folder: Path, here) -> None:
+    line = "sample --ckpt runs/hpdm-smoke --num 2 --level 0 --out empty --device cpu --format npz,png"
+    assert here(line).exit_code == 0
+    whole = (folder / "empty/seed_000001.npz").read_bytes()
+    (folder / "empty/seed_000001.npz").write_bytes(b"")
+    again = here(line)
+    assert again.exit_code == 0, again.output
+    assert "1 of 2 videos exist in empty and are kept\n" in again.stderr
+    assert (folder / "empty/seed_000001.npz").read_bytes() == whole
+    for frame in (folder / "empty/seed_000000").iterdir():
+        frame.unlink()
+    assert here(line).exit_code == 0
+    assert len(list((folder / "empty/seed_000000").glob("*.png"))) == 2
+    assert "2 of 2 videos exist in empty and are kept\n" in here(line).stderr
