@@ -143,6 +143,8 @@ def sample(
         **({"joins": list(outline.joins)} if outline.joins else {}),
     }  # fmt: skip
     _claim(out, settings)
+    if kept := sum(_is_made(out, seed, chosen_formats) for seed in wanted):
+        console.print_once(f"{kept} of {len(wanted)} videos exist in {out} and are kept")
     if nproc > 1:
         # What a budget stands for was measured here: ranks that measured it again could choose otherwise.
         chosen = [word for key, value in named.items() for word in ("--set", f"{key}={json.dumps(value)}")]
@@ -153,8 +155,6 @@ def sample(
     rank, ranks = world()
     mine = wanted[rank::ranks]  # of all seeds, not of the absent ones: other ranks are writing meanwhile
     todo = [seed for seed in mine if not _is_made(out, seed, chosen_formats)]
-    if len(todo) < len(mine):
-        console.print_note(f"{len(mine) - len(todo)} of {len(mine)} videos exist in {out} and are kept")
     made = _with_progress(
         model, todo, outline, classes=classes or [], prompts=texts, negative=negative, frames=frames, size=size,
         batch=batch, device=device, **options,
@@ -202,13 +202,13 @@ def _note_surplus(asked: dict[str, Any], outline: Outline, *, guided: bool) -> N
     read = {option for name in solvers for option in solver_info(name).options}
     for key in ("churn", "eta"):
         if key in asked and key not in read:
-            console.print_note(f"warning: {key} is not used by {' and '.join(solvers)}")
+            console.print_once(f"warning: {key} is not used by {' and '.join(solvers)}")
     if "guidance" in asked and not guided:
-        console.print_note("warning: --guidance is not used: the model is told no class and no prompt")
+        console.print_once("warning: --guidance is not used: the model is told no class and no prompt")
     for key in PER_STAGE:
         if len(given := asked.get(key, ())) > stages:
             unused = ", ".join(str(value) for value in given[stages:])
-            console.print_note(f"warning: --{key} {unused} is not used: the last stage is {outline.stages[-1].name}")
+            console.print_once(f"warning: --{key} {unused} is not used: the last stage is {outline.stages[-1].name}")
 
 
 def _named_setting(
@@ -256,10 +256,10 @@ def _say_what_is_used(model: LoadedModel, boxed: bool, texts: Prompts) -> None:
     from hpdm_core.families.prompts import text_tokens
 
     if boxed:
-        console.print_note(f"using the model in the box, {shipped.SHIPPED_MODEL.stem}: procedural shapes, nothing else")
+        console.print_once(f"using the model in the box, {shipped.SHIPPED_MODEL.stem}: procedural shapes, nothing else")
     if text_tokens(model) is not None and not texts:
         example = f'; try --prompt "{shipped.EXAMPLE_PROMPTS[0]}"' if boxed else ""
-        console.print_note(f"no --prompt: the videos follow no text{example}")
+        console.print_once(f"no --prompt: the videos follow no text{example}")
 
 
 def _check_negative(negative: str, options: Any) -> None:
@@ -291,12 +291,12 @@ def _wanted_seeds(
 
 def _print_plan(outline: Outline, videos: int) -> None:
     for stage in outline.stages:
-        console.print_note(
+        console.print_once(
             f"{stage.name}: {stage.frames}x{stage.size[0]}x{stage.size[1]}, {stage.steps} steps of {stage.solver}, "
             f"{stage.tiles} tiles, {stage.tile_calls:,} tile calls"
         )
     calls = sum(s.tile_calls for s in outline.stages)
-    console.print_note(f"{videos} videos of {calls:,} tile calls each ({sum(s.block_evals for s in outline.stages):,} "
+    console.print_once(f"{videos} videos of {calls:,} tile calls each ({sum(s.block_evals for s in outline.stages):,} "
                        "block evaluations)")  # fmt: skip
 
 
