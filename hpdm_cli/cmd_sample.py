@@ -302,13 +302,17 @@ def _print_plan(outline: Outline, videos: int) -> None:
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Mark `out` as holding samples of exactly these settings; refuse to mix two kinds in one place."""
+    from hpdm_core.data.disk import writing_to
     from hpdm_core.data.shard import write_text_once
 
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file", hint="--out names a folder")
     text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
     manifest = out / MANIFEST
     if not manifest.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        write_text_once(manifest, text)  # the ranks of another launcher come here at the same moment
+        with writing_to(out):
+            out.mkdir(parents=True, exist_ok=True)
+            write_text_once(manifest, text)  # the ranks of another launcher come here at the same moment
     found = manifest.read_text()
     if found != text:
         raise ConfigError(

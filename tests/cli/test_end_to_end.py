@@ -229,9 +229,15 @@ def test_values_for_stages_that_there_are_not_are_said(here) -> None:
 
 def test_a_place_that_cannot_be_written_is_one_line(folder: Path, here) -> None:
     (folder / "file").write_text("in the way")
-    result = here("sample --ckpt runs/hpdm-smoke --num 1 --level 0 --out file/samples --device cpu")
-    assert result.exit_code == 2
-    assert "file" in result.stderr.splitlines()[-1]
+    line = "sample --ckpt runs/hpdm-smoke --num 1 --level 0 --device cpu --out"
+    for out, said, remedy in (
+        ("file", "file is a file", "--out names a folder"),
+        ("file/samples", "cannot write to file/samples: Not a directory", "choose a folder that may be written"),
+    ):
+        result = here(f"{line} {out}")
+        assert result.exit_code == 2
+        assert result.stderr.splitlines()[-2:] == [f"error: {said}", f"hint: {remedy}"]
+    assert (folder / "file").read_text() == "in the way"
 
 
 def test_the_first_frames_are_those_of_the_whole_video(folder: Path, here) -> None:
