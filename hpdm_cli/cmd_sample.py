@@ -27,6 +27,7 @@ from hpdm_core.errors import ConfigError
 from hpdm_core.families import shipped
 
 if TYPE_CHECKING:
+    from hpdm_core.config.schema import SampleSection
     from hpdm_core.families.generate import Sample
     from hpdm_core.families.prompts import Prompts
     from hpdm_core.families.weights import LoadedModel
@@ -129,22 +130,23 @@ def sample(
     asked, options = options, {**named, **options}
     outline = generate.outline(model, frames=frames, size=size, **options)
     wanted = _wanted_seeds(model, num, seeds, classes or [], texts)
-    _check_negative(negative, generate.sample_options(model, options))
+    section = generate.sample_options(model, options)
+    _check_negative(negative, section)
     labels = generate.labels_of(model, wanted, classes or [])
     _note_surplus(asked, outline, guided=labels is not None or bool(texts) or bool(negative))
+    _note_unread(model, section, asked)
     _print_plan(outline, len(wanted))
     if dry_run:
         return
     rate = (fps or model.header.fps or DEFAULT_FPS) / outline.frame_step
     settings = {
         "model": model.sha256, "frames": outline.frames, "size": list(outline.size), "fps": rate,
-        "classes": classes or [], "options": generate.sample_options(model, options).model_dump(mode="json"),
+        "classes": classes or [], "options": section.model_dump(mode="json"),
         **({"prompts": _plain(texts), "negative": negative} if texts or negative else {}),
         **({"joins": list(outline.joins)} if outline.joins else {}),
     }  # fmt: skip
     _claim(out, settings)
-    if kept := sum(_is_made(out, seed, chosen_formats) for seed in wanted):
-        console.print_once(f"{kept} of {len(wanted)} videos exist in {out} and are kept")
+    _note_kept(wanted, out, chosen_formats)
     if nproc > 1:
         # What a budget stands for was measured here: ranks that measured it again could choose otherwise.
         chosen = [word for key, value in named.items() for word in ("--set", f"{key}={json.dumps(value)}")]
@@ -152,9 +154,8 @@ def sample(
             raise typer.Exit(code)
         console.print_result(_summary(wanted, outline, out))
         return
-    rank, ranks = world()
-    mine = wanted[rank::ranks]  # of all seeds, not of the absent ones: other ranks are writing meanwhile
-    todo = [seed for seed in mine if not _is_made(out, seed, chosen_formats)]
+    rank, ranks = world()  # shares of all seeds, not of the absent ones: other ranks are writing meanwhile
+    todo = [seed for seed in wanted[rank::ranks] if not _is_made(out, seed, chosen_formats)]
     made = _with_progress(
         model, todo, outline, classes=classes or [], prompts=texts, negative=negative, frames=frames, size=size,
         batch=batch, device=device, **options,
@@ -209,6 +210,16 @@ def _note_surplus(asked: dict[str, Any], outline: Outline, *, guided: bool) -> N
         if len(given := asked.get(key, ())) > stages:
             unused = ", ".join(str(value) for value in given[stages:])
             console.print_once(f"warning: --{key} {unused} is not used: the last stage is {outline.stages[-1].name}")
+
+
+def _note_unread(model: LoadedModel, section: SampleSection, asked: Collection[str]) -> None:
+    """Say what the model's own lists hold for more stages than it has, as those of the base of a larger model do."""
+    family, config = type(model.family), model.config.model
+    unread = {k: v for k, v in family.unread_entries(config, section).items() if k not in PER_STAGE or k not in asked}
+    if unread:
+        listed = "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in unread.items())
+        most = family.most_stages(config)
+        console.print_once(f"of each list this model's sampling reads {most} at most, one a stage; not used: {listed}")
 
 
 def _named_setting(
@@ -343,6 +354,11 @@ def _is_made(out: Path, seed: int, formats: Sequence[str]) -> bool:
     """Whether all formats of one seed are there. What is empty, as after a crash of the machine, is not."""
     paths = [_path(out, seed, form) for form in formats]
     return all(any(path.iterdir()) if path.is_dir() else path.exists() and path.stat().st_size for path in paths)
+
+
+def _note_kept(seeds: Sequence[int], out: Path, formats: Sequence[str]) -> None:
+    if kept := sum(_is_made(out, seed, formats) for seed in seeds):
+        console.print_once(f"{kept} of {len(seeds)} videos exist in {out} and are kept")
 
 
 def _with_progress(model: LoadedModel, seeds: Sequence[int], outline: Outline, **kwargs: Any) -> Iterator[Sample]:

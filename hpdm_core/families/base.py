@@ -146,6 +146,17 @@ class Family(nn.Module, ABC):
             hint="leave --res and --frames away, or change the preset",
         )
 
+    @classmethod
+    def most_stages(cls, model: ModelSection) -> int | None:
+        """The most stages that sampling takes; None where longer videos take more."""
+        return None
+
+    @classmethod
+    def unread_entries(cls, model: ModelSection, options: SampleSection) -> dict[str, list[Any]]:
+        """Per key of `options` whose list is longer than the stages that there can be, the entries beyond them."""
+        most, lists = cls.most_stages(model), ((key, value) for key, value in options if isinstance(value, tuple))
+        return {} if most is None else {key: list(value[most:]) for key, value in lists if len(value) > most}
+
     def grow_from(self, tensors: Mapping[str, Tensor], base: ModelSection) -> Growth:
         """Take over the weights of a smaller trained model of this family, in place.
 

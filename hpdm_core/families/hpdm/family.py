@@ -68,6 +68,12 @@ class HpdmFamily(ConditionedFamily):
         """Another `video`, and `levels_per_block` capped at its levels."""
         return target_settings(model, frames, size)
 
+    @classmethod
+    def most_stages(cls, model: ModelSection) -> int:
+        """One per level."""
+        assert isinstance(model, HpdmModel)
+        return model.pyramid.num_levels
+
     def grow_from(self, tensors: Mapping[str, Tensor], base: ModelSection) -> Growth:
         """From a model of the first levels of this one."""
         assert isinstance(base, HpdmModel)
