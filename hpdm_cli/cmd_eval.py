@@ -150,9 +150,9 @@ def _protocol(name: str, detector: str | None, n: int | None, size: str | None, 
         every = loaded.real.select == "all"
         loaded = loaded.with_count(n)
         changes.append(f"n={n}")
-        console.print_note(f"--n {n} changes protocol {loaded.name}: the result compares only with others of --n {n}")
+        console.print_once(f"--n {n} changes protocol {loaded.name}: the result compares only with others of --n {n}")
         if every:
-            console.print_note(f"{loaded.name} takes all real clips; with --n it takes a random {n} of them")
+            console.print_once(f"{loaded.name} takes all real clips; with --n it takes a random {n} of them")
     return loaded.model_copy(update={"name": f"{loaded.name} ({', '.join(changes)})"}) if changes else loaded
 
 

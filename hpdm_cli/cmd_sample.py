@@ -27,6 +27,7 @@ from hpdm_core.errors import ConfigError
 from hpdm_core.families import shipped
 
 if TYPE_CHECKING:
+    from hpdm_core.config.schema import SampleSection
     from hpdm_core.families.generate import Sample
     from hpdm_core.families.prompts import Prompts
     from hpdm_core.families.weights import LoadedModel
@@ -129,20 +130,23 @@ def sample(
     asked, options = options, {**named, **options}
     outline = generate.outline(model, frames=frames, size=size, **options)
     wanted = _wanted_seeds(model, num, seeds, classes or [], texts)
-    _check_negative(negative, generate.sample_options(model, options))
+    section = generate.sample_options(model, options)
+    _check_negative(negative, section)
     labels = generate.labels_of(model, wanted, classes or [])
     _note_surplus(asked, outline, guided=labels is not None or bool(texts) or bool(negative))
+    _note_unread(model, section, asked)
     _print_plan(outline, len(wanted))
     if dry_run:
         return
     rate = (fps or model.header.fps or DEFAULT_FPS) / outline.frame_step
     settings = {
         "model": model.sha256, "frames": outline.frames, "size": list(outline.size), "fps": rate,
-        "classes": classes or [], "options": generate.sample_options(model, options).model_dump(mode="json"),
+        "classes": classes or [], "options": section.model_dump(mode="json"),
         **({"prompts": _plain(texts), "negative": negative} if texts or negative else {}),
         **({"joins": list(outline.joins)} if outline.joins else {}),
     }  # fmt: skip
     _claim(out, settings)
+    _note_kept(wanted, out, chosen_formats)
     if nproc > 1:
         # What a budget stands for was measured here: ranks that measured it again could choose otherwise.
         chosen = [word for key, value in named.items() for word in ("--set", f"{key}={json.dumps(value)}")]
@@ -150,11 +154,8 @@ def sample(
             raise typer.Exit(code)
         console.print_result(_summary(wanted, outline, out))
         return
-    rank, ranks = world()
-    mine = wanted[rank::ranks]  # of all seeds, not of the absent ones: other ranks are writing meanwhile
-    todo = [seed for seed in mine if not all(_path(out, seed, f).exists() for f in chosen_formats)]
-    if len(todo) < len(mine):
-        console.print_note(f"{len(mine) - len(todo)} of {len(mine)} videos exist in {out} and are kept")
+    rank, ranks = world()  # shares of all seeds, not of the absent ones: other ranks are writing meanwhile
+    todo = [seed for seed in wanted[rank::ranks] if not _is_made(out, seed, chosen_formats)]
     made = _with_progress(
         model, todo, outline, classes=classes or [], prompts=texts, negative=negative, frames=frames, size=size,
         batch=batch, device=device, **options,
@@ -202,13 +203,23 @@ def _note_surplus(asked: dict[str, Any], outline: Outline, *, guided: bool) -> N
     read = {option for name in solvers for option in solver_info(name).options}
     for key in ("churn", "eta"):
         if key in asked and key not in read:
-            console.print_note(f"warning: {key} is not used by {' and '.join(solvers)}")
+            console.print_once(f"warning: {key} is not used by {' and '.join(solvers)}")
     if "guidance" in asked and not guided:
-        console.print_note("warning: --guidance is not used: the model is told no class and no prompt")
+        console.print_once("warning: --guidance is not used: the model is told no class and no prompt")
     for key in PER_STAGE:
         if len(given := asked.get(key, ())) > stages:
             unused = ", ".join(str(value) for value in given[stages:])
-            console.print_note(f"warning: --{key} {unused} is not used: the last stage is {outline.stages[-1].name}")
+            console.print_once(f"warning: --{key} {unused} is not used: the last stage is {outline.stages[-1].name}")
+
+
+def _note_unread(model: LoadedModel, section: SampleSection, asked: Collection[str]) -> None:
+    """Say what the model's own lists hold for more stages than it has, as those of the base of a larger model do."""
+    family, config = type(model.family), model.config.model
+    unread = {k: v for k, v in family.unread_entries(config, section).items() if k not in PER_STAGE or k not in asked}
+    if unread:
+        listed = "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in unread.items())
+        most = family.most_stages(config)
+        console.print_once(f"of each list this model's sampling reads {most} at most, one a stage; not used: {listed}")
 
 
 def _named_setting(
@@ -256,10 +267,10 @@ def _say_what_is_used(model: LoadedModel, boxed: bool, texts: Prompts) -> None:
     from hpdm_core.families.prompts import text_tokens
 
     if boxed:
-        console.print_note(f"using the model in the box, {shipped.SHIPPED_MODEL.stem}: procedural shapes, nothing else")
+        console.print_once(f"using the model in the box, {shipped.SHIPPED_MODEL.stem}: procedural shapes, nothing else")
     if text_tokens(model) is not None and not texts:
         example = f'; try --prompt "{shipped.EXAMPLE_PROMPTS[0]}"' if boxed else ""
-        console.print_note(f"no --prompt: the videos follow no text{example}")
+        console.print_once(f"no --prompt: the videos follow no text{example}")
 
 
 def _check_negative(negative: str, options: Any) -> None:
@@ -291,24 +302,28 @@ def _wanted_seeds(
 
 def _print_plan(outline: Outline, videos: int) -> None:
     for stage in outline.stages:
-        console.print_note(
+        console.print_once(
             f"{stage.name}: {stage.frames}x{stage.size[0]}x{stage.size[1]}, {stage.steps} steps of {stage.solver}, "
             f"{stage.tiles} tiles, {stage.tile_calls:,} tile calls"
         )
     calls = sum(s.tile_calls for s in outline.stages)
-    console.print_note(f"{videos} videos of {calls:,} tile calls each ({sum(s.block_evals for s in outline.stages):,} "
+    console.print_once(f"{videos} videos of {calls:,} tile calls each ({sum(s.block_evals for s in outline.stages):,} "
                        "block evaluations)")  # fmt: skip
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Mark `out` as holding samples of exactly these settings; refuse to mix two kinds in one place."""
+    from hpdm_core.data.disk import writing_to
     from hpdm_core.data.shard import write_text_once
 
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file", hint="--out names a folder")
     text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
     manifest = out / MANIFEST
     if not manifest.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        write_text_once(manifest, text)  # the ranks of another launcher come here at the same moment
+        with writing_to(out):
+            out.mkdir(parents=True, exist_ok=True)
+            write_text_once(manifest, text)  # the ranks of another launcher come here at the same moment
     found = manifest.read_text()
     if found != text:
         raise ConfigError(
@@ -335,6 +350,17 @@ def _path(out: Path, seed: int, form: str) -> Path:
     return out / name if form == "png" else out / f"{name}.{form}"
 
 
+def _is_made(out: Path, seed: int, formats: Sequence[str]) -> bool:
+    """Whether all formats of one seed are there. What is empty, as after a crash of the machine, is not."""
+    paths = [_path(out, seed, form) for form in formats]
+    return all(any(path.iterdir()) if path.is_dir() else path.exists() and path.stat().st_size for path in paths)
+
+
+def _note_kept(seeds: Sequence[int], out: Path, formats: Sequence[str]) -> None:
+    if kept := sum(_is_made(out, seed, formats) for seed in seeds):
+        console.print_once(f"{kept} of {len(seeds)} videos exist in {out} and are kept")
+
+
 def _with_progress(model: LoadedModel, seeds: Sequence[int], outline: Outline, **kwargs: Any) -> Iterator[Sample]:
     """Samples, while a bar shows network calls over all videos with rate and ETA."""
     from hpdm_core.families.generate import iterate_samples
@@ -356,9 +382,9 @@ def _save(item: Sample, out: Path, formats: Sequence[str], fps: float, settings:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     facts = {"seed": item.seed, "class": item.class_name, "prompt": item.prompt, "settings": digest, **settings}
     for form in formats:
-        path = _path(out, item.seed, form)
-        if path.exists():
+        if _is_made(out, item.seed, (form,)):
             continue
+        path = _path(out, item.seed, form)
         if form == "mp4":
             write.write_mp4(path, item.video, fps, facts)
         elif form == "gif":

@@ -111,6 +111,12 @@ def print_note(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def print_once(text: str) -> None:
+    """Write a remark like `print_note`; ranks that `--nproc` started are silent, for their launcher has made it."""
+    if LAUNCHED not in os.environ or "RANK" not in os.environ:
+        print_note(text)
+
+
 def print_error(error: HpdmError) -> None:
     """Write an error and its remedy to stderr; in a distributed run, say which rank met it.
 

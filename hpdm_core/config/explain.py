@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ _EXPECTED = {
     "int_parsing": "a whole number",
     "float_type": "a number",
     "float_parsing": "a number",
+    "finite_number": "a finite number",
     "bool_type": "true or false",
     "string_type": "text",
     "tuple_type": "a list such as [1, 2]",
@@ -42,12 +44,19 @@ def problems_of(error: ValidationError, schema: type[BaseModel], document: Docum
     """One line per wrong key: `file:line: key a.b: what is wrong`."""
     grouped: dict[KeyPath, list[Any]] = {}
     for item in error.errors(include_url=False):
+        if item["type"] == "too_short" and _is_long_enough(item):
+            continue
         loc = _untagged(item["loc"], document.data)
         known = _present(loc, document.data)
         # What follows the data's own keys names a branch of a union, or the one key that is missing.
         path = loc[: len(known) + 1] if item["type"] == "missing" else known
         grouped.setdefault(path, []).append(item)
     return [_line(path, items, schema, document) for path, items in grouped.items()]
+
+
+def _is_long_enough(item: Any) -> bool:
+    """Whether a list is called too short only because its wrong items, each an error of its own, were not counted."""
+    return isinstance(item["input"], list) and len(item["input"]) >= item["ctx"]["min_length"]
 
 
 def _present(loc: KeyPath, data: Any) -> KeyPath:
@@ -124,8 +133,8 @@ def _advice(value: Any, items: list[Any]) -> str:
         return ""
     if "bool_type" in kinds and value.lower() in {"yes", "no", "on", "off", "y", "n"}:
         return f"; write {'true' if value.lower() in {'yes', 'on', 'y'} else 'false'}"
-    if kinds & {"int_type", "float_type"} and _is_number(value):
-        return "; remove the quotes or the leading zero"
+    if kinds & {"int_type", "float_type"} and (number := _number(value)) is not None:
+        return "; remove the quotes or the leading zero" if math.isfinite(number) else "; it must be a finite number"
     if kinds == {"literal_error"}:
         options = items[0]["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         near = get_close_matches(value, options, n=1)
@@ -133,12 +142,12 @@ def _advice(value: Any, items: list[Any]) -> str:
     return ""
 
 
-def _is_number(text: str) -> bool:
+def _number(text: str) -> float | None:
+    """The number that `text` spells, None if it spells none."""
     try:
-        float(text)
+        return float(text)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def nearest_key(schema: type[BaseModel], path: KeyPath) -> str:

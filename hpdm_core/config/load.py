@@ -26,9 +26,14 @@ from hpdm_core.errors import ConfigError
 Sections = Callable[[str], tuple[type[ModelSection], type[SampleSection]]]
 """Family name to the classes of its `model` and `sample` sections; ConfigError if unknown."""
 
+Target = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
+"""Family name and `model` section, not validated yet, to the keys of the section to change."""
 
-def load_config(source: str | Path, overrides: Sequence[str], sections: Sections) -> RunConfig:
-    """Read preset or YAML file `source`, lay `a.b=c` overrides over it and validate everything.
+
+def load_config(
+    source: str | Path, overrides: Sequence[str], sections: Sections, target: Target | None = None
+) -> RunConfig:
+    """Read preset or YAML file `source`, lay `a.b=c` overrides and then `target` over it and validate everything.
 
     A bare word is a preset; a Path, and text with a slash or a .yaml suffix, is a path. A file may say
     `extends: <preset or path relative to itself>`: its mappings merge into the parent's, its lists and
@@ -38,6 +43,11 @@ def load_config(source: str | Path, overrides: Sequence[str], sections: Sections
     schema = _schema(document, sections)
     for override in overrides:
         document = document.merge(_override(override, schema))
+    if target is not None and isinstance(document.data.get("model"), Mapping):
+        changes = dict(target(document.data["family"], document.data["model"]))
+        document = document.merge(
+            Document({"model": changes}, {("model", key): "--res and --frames" for key in changes})
+        )
     return _validate(document, sections)
 
 

@@ -31,6 +31,7 @@ class ModelSection(Section):
 class SampleSection(Section):
     """Base of each family's `sample` section; command-line flags of `sample` override its keys.
 
+    Lists have one entry per stage of sampling; a shorter list repeats its last entry.
     precision: `fp32` gives the same video on every device to within a grey level; `tf32` and `bf16` are faster.
     compile: compile the network's blocks; worth it from a few videos on.
     graphs: replay network calls as CUDA graphs, for small models or few tiles; nothing on a CPU.

@@ -132,15 +132,30 @@ class Family(nn.Module, ABC):
         """
 
     @classmethod
-    def target_settings(cls, model: ModelSection, frames: int | None, size: tuple[int, int] | None) -> dict[str, Any]:
+    def target_settings(
+        cls, model: Mapping[str, Any], frames: int | None, size: tuple[int, int] | None
+    ) -> dict[str, Any]:
         """The keys of `model` to change for videos of `frames` and `size` (height, width); None keeps a side.
 
-        Raises ConfigError with the nearest possible video where the geometry is impossible.
+        model: the section as it is written, which only the changes may make valid; where nothing can be made of it,
+        there are none, and validating it says why. Raises ConfigError with the nearest possible video where the
+        geometry is impossible.
         """
         raise ConfigError(
             f"a {cls.name} model cannot be set to another video size from the command line",
             hint="leave --res and --frames away, or change the preset",
         )
+
+    @classmethod
+    def most_stages(cls, model: ModelSection) -> int | None:
+        """The most stages that sampling takes; None where longer videos take more."""
+        return None
+
+    @classmethod
+    def unread_entries(cls, model: ModelSection, options: SampleSection) -> dict[str, list[Any]]:
+        """Per key of `options` whose list is longer than the stages that there can be, the entries beyond them."""
+        most, lists = cls.most_stages(model), ((key, value) for key, value in options if isinstance(value, tuple))
+        return {} if most is None else {key: list(value[most:]) for key, value in lists if len(value) > most}
 
     def grow_from(self, tensors: Mapping[str, Tensor], base: ModelSection) -> Growth:
         """Take over the weights of a smaller trained model of this family, in place.

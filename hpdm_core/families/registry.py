@@ -5,9 +5,10 @@ Classes are named as text and imported when asked for, so that listing presets l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from hpdm_core.config.load import load_config
 from hpdm_core.config.schema import ModelSection, RunConfig, SampleSection
@@ -35,9 +36,22 @@ def family_sections(name: str) -> tuple[type[ModelSection], type[SampleSection]]
     return cls.model_section, cls.sample_section
 
 
-def load_run_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a preset by name or a YAML file by path, apply `a.b=c` overrides, validate everything."""
-    return load_config(source, overrides, family_sections)
+def load_run_config(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+) -> RunConfig:
+    """Read a preset by name or a YAML file by path, apply `a.b=c` overrides, validate everything.
+
+    frames, size: set the model to videos of these (`Family.target_settings`); None keeps what the preset says.
+    """
+
+    def target(family: str, model: Mapping[str, Any]) -> Mapping[str, Any]:
+        return family_class(family).target_settings(model, frames, size)
+
+    return load_config(source, overrides, family_sections, None if frames is None and size is None else target)
 
 
 def build_family(config: RunConfig) -> Family:

@@ -26,7 +26,7 @@ from hpdm_core.config.schema import RunConfig
 from hpdm_core.errors import ConfigError, IncompatibleCheckpoint, NoCheckpoint
 from hpdm_core.families import shipped
 from hpdm_core.families.base import Family
-from hpdm_core.families.registry import build_family, family_sections
+from hpdm_core.families.registry import build_family, family_class, family_sections
 from hpdm_core.nn.tensor_files import write_tensors
 
 logger = logging.getLogger(__name__)
@@ -104,8 +104,8 @@ def export_weights(
 
     source: what `find_weights` takes. sample: keys of the sample section to change, which is how the file samples
     where nothing else is asked; the rest of the header stays. Raises NoCheckpoint and IncompatibleCheckpoint as
-    `load_model` does, and ConfigError for a wrong key or value and where `target` is the source itself, whose numbers
-    would be lost.
+    `load_model` does, and ConfigError for a wrong key or value, for a list with more entries than sampling has stages,
+    and where `target` is the source itself, whose numbers would be lost.
     """
     file = find_weights(source)
     if target.exists() and target.samefile(file):
@@ -120,7 +120,16 @@ def _sampling(header: WeightsHeader, changes: Mapping[str, Any]) -> WeightsHeade
     if not changes:
         return header
     changed = {**header.config, "sample": {**header.config["sample"], **changes}}
-    return replace(header, config=plain_config(parse_config(changed, family_sections, where="sample options")))
+    config = parse_config(changed, family_sections, where="sample options")
+    family = family_class(config.family)
+    for key, unread in family.unread_entries(config.model, config.sample).items():
+        if key in changes:  # a preset's own lists may be those of the larger model that this one is grown into
+            raise ConfigError(
+                f"sample options: key sample.{key}: {len(changes[key])} entries, of which this model's sampling reads "
+                f"{family.most_stages(config.model)}, one a stage",
+                hint=f"leave {', '.join(map(str, unread))} away",
+            )
+    return replace(header, config=plain_config(config))
 
 
 def finished_checkpoints(run: Path) -> list[Path]:

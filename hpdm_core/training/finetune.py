@@ -17,7 +17,7 @@ from hpdm_core.config.schema import RunConfig
 from hpdm_core.data.store import VideoStore
 from hpdm_core.errors import StoreMismatch
 from hpdm_core.families.base import Family, Growth
-from hpdm_core.families.registry import family_class, family_sections, load_run_config
+from hpdm_core.families.registry import family_sections, load_run_config
 from hpdm_core.sampling.stage import Outline
 from hpdm_core.training.optim import trained_parameters
 from hpdm_core.training.origin import Origin, open_origin
@@ -50,16 +50,11 @@ def finetune_config(
     frames: int | None = None,
     size: tuple[int, int] | None = None,
 ) -> RunConfig:
-    """The config of preset `preset` for videos of `frames` and `size`, its classes or vocabulary those of `origin`.
+    """The config of `preset` with `overrides` for videos of `frames` and `size`, classes and vocabulary of `origin`.
 
     Raises ConfigError for an impossible size, naming the nearest possible one.
     """
-    config = load_run_config(preset, overrides)
-    if frames is not None or size is not None:
-        raw = plain_config(config)
-        raw["model"] |= family_class(config.family).target_settings(config.model, frames, size)
-        config = parse_config(raw, family_sections, where=f"{preset} with --res and --frames")
-    raw = plain_config(config)
+    raw = plain_config(load_run_config(preset, overrides, frames=frames, size=size))
     known = plain_config(origin.config)["model"].get("condition")
     if known is not None and "condition" in raw["model"]:
         raw["model"]["condition"] = _filled(raw["model"]["condition"], known)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from hpdm_cli.app import app
@@ -21,7 +21,7 @@ from hpdm_core.data.store import VideoStore
 from hpdm_core.data.synthetic import FPS
 from hpdm_core.data.write import read_metadata, read_npz
 from hpdm_core.families import shipped
-from hpdm_core.families.weights import read_header
+from hpdm_core.families.weights import read_header, save_weights
 
 
 def hpdm(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
@@ -227,11 +227,41 @@ def test_values_for_stages_that_there_are_not_are_said(here) -> None:
     assert (unreadable.exit_code, "for example --guidance 4" in unreadable.stderr) == (2, True)
 
 
+def test_lists_for_more_stages_than_the_model_has(folder: Path, here) -> None:
+    export = "export runs/hpdm-smoke --out longer.safetensors --set"
+    refused = here(f"{export} steps=[2,1,1,4]")
+    assert refused.exit_code == 2
+    said = "sample options: key sample.steps: 4 entries, of which this model's sampling reads 3, one a stage"
+    assert refused.stderr == f"error: {said}\nhint: leave 4 away\n"
+    assert not (folder / "longer.safetensors").exists()
+    for change, code in (("sigma_min=[0.1,0.1,0.1,0.1]", 2), ("solver=[heun,euler,euler]", 0), ("steps=[2]", 0)):
+        assert here(f"{export} {change}").exit_code == code, change
+    # A file may have longer lists all the same, from the preset of a larger model: they are said and harmless.
+    file = folder / "longer.safetensors"
+    header = read_header(file)
+    header.config["sample"] |= {"steps": [2, 1, 1, 4], "sigma_min": [0.1, 0.1, 0.1, 0.2]}
+    save_weights(file, load_file(file), header)
+    line = "sample --ckpt longer.safetensors --dry-run --level 0"
+    remark = "of each list this model's sampling reads 3 at most, one a stage; not used: "
+    assert f"{remark}steps 4; sigma_min 0.2\n" in here(line).stderr
+    assert f"{remark}sigma_min 0.2\n" in here(f"{line} --steps 2").stderr
+    assert (
+        here(f"{export} churn=0".replace("runs/hpdm-smoke --out longer", "longer.safetensors --out copy")).exit_code
+        == 0
+    )
+
+
 def test_a_place_that_cannot_be_written_is_one_line(folder: Path, here) -> None:
     (folder / "file").write_text("in the way")
-    result = here("sample --ckpt runs/hpdm-smoke --num 1 --level 0 --out file/samples --device cpu")
-    assert result.exit_code == 2
-    assert "file" in result.stderr.splitlines()[-1]
+    line = "sample --ckpt runs/hpdm-smoke --num 1 --level 0 --device cpu --out"
+    for out, said, remedy in (
+        ("file", "file is a file", "--out names a folder"),
+        ("file/samples", "cannot write to file/samples: Not a directory", "choose a folder that may be written"),
+    ):
+        result = here(f"{line} {out}")
+        assert result.exit_code == 2
+        assert result.stderr.splitlines()[-2:] == [f"error: {said}", f"hint: {remedy}"]
+    assert (folder / "file").read_text() == "in the way"
 
 
 def test_the_first_frames_are_those_of_the_whole_video(folder: Path, here) -> None:
@@ -301,3 +331,19 @@ def test_options_of_another_source_are_said(here) -> None:
     said = here(f"{line} --caption-column x --fps 5").stderr
     for flag in ("--caption-column", "--fps"):
         assert f"warning: {flag} is not used by --source synthetic\n" in said
+
+
+def test_an_empty_output_is_made_again(folder: Path, here) -> None:
+    line = "sample --ckpt runs/hpdm-smoke --num 2 --level 0 --out empty --device cpu --format npz,png"
+    assert here(line).exit_code == 0
+    whole = (folder / "empty/seed_000001.npz").read_bytes()
+    (folder / "empty/seed_000001.npz").write_bytes(b"")
+    again = here(line)
+    assert again.exit_code == 0, again.output
+    assert "1 of 2 videos exist in empty and are kept\n" in again.stderr
+    assert (folder / "empty/seed_000001.npz").read_bytes() == whole
+    for frame in (folder / "empty/seed_000000").iterdir():
+        frame.unlink()
+    assert here(line).exit_code == 0
+    assert len(list((folder / "empty/seed_000000").glob("*.png"))) == 2
+    assert "2 of 2 videos exist in empty and are kept\n" in here(line).stderr

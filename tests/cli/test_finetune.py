@@ -88,6 +88,26 @@ def test_res_and_frames_choose_the_target(hpdm):
     assert "level 2" not in done.stdout
 
 
+def test_more_levels_than_the_presets_are_set_beside_res(hpdm):
+    """Only together do they make a valid model: more levels, and what the blocks do with them."""
+    line = "finetune-hires --from runs/one --preset three.yaml --res 64x64 --dry-run --set data.dataset=none --set"
+    done = hpdm(f"{line} model.levels_per_block=[1,2,2,4]")
+    assert done.exit_code == 3, done.stderr  # after the plan: there is no such store
+    assert "video: [8, 64, 64]" in done.stdout
+    assert "level 3" in done.stdout
+    few = hpdm(f"{line} model.levels_per_block=[1,1,2,3]")
+    assert few.exit_code == 2
+    assert "videos of 8x64x64 take 4 levels, and model.levels_per_block ends with 3\n" in few.stderr
+    assert "hint: say how many levels each block processes, 4 in the last, for example --set" in few.stderr
+    falling = hpdm(f"{line} model.levels_per_block=[2,1,4,4]")
+    assert falling.exit_code == 2
+    assert "levels_per_block [2, 1, 4, 4] must not decrease" in falling.stderr
+    for wrong in ("model.levels_per_block=x", "model.patch=[2,8]", "model.patch=[0,8,8]"):
+        done = hpdm(f"{line} {wrong}")
+        assert done.exit_code == 2, wrong
+        assert f"error: --set {wrong}: key model" in done.stderr
+
+
 def test_a_bare_weights_file_says_that_it_holds_no_optimiser_state(hpdm, place):
     file = find_weights(place / "runs/one").rename(place / "bare.safetensors")
     try:
@@ -102,7 +122,7 @@ def test_a_bare_weights_file_says_that_it_holds_no_optimiser_state(hpdm, place):
     ("args", "code", "words"),
     [
         ("--from runs/one --preset three.yaml --res 30x30", 2, "nearest possible video is 8x32x32"),
-        ("--from runs/one --preset three.yaml --res 64x64 --frames 16", 2, "take 4 levels, and the preset has 3"),
+        ("--from runs/one --preset three.yaml --res 64x64 --frames 16", 2, "--set model.levels_per_block=[1,2,2,4]"),
         ("--from runs/one --preset one.yaml", 2, "the next possible video is 4x16x16"),
         ("--from runs/one --preset pvdm-smoke --res 64x64", 2, "leave --res and --frames away"),
         ("--from runs/one --preset no-such", 2, "no-such"),

@@ -78,6 +78,10 @@ def test_samples_of_two_processes_are_those_of_one(folder: Path) -> None:
     again = hpdm(folder, *line, "--out", "two", "--nproc", 2)
     assert again.returncode == 0, again.stderr
     assert (folder / "two/seed_000005.npz").is_file()
+    said = again.stderr.splitlines()
+    assert said.count("4 of 5 videos exist in two and are kept") == 1
+    assert sum(text.startswith("5 videos of ") for text in said) == 1
+    assert not [text for text in said if "videos exist" in text and "4 of 5" not in text]
 
 
 def result(folder: Path, name: str, *args: object) -> dict:
@@ -112,6 +116,7 @@ def test_mistakes_are_said_once_and_thresholds_keep_their_code(folder: Path) -> 
     failed = hpdm(folder, *line, "--detector", TOY, "--max-fvd", 0)
     assert failed.returncode == 6
     assert failed.stderr.count("is above the threshold 0") == 1
+    assert failed.stderr.count("changes protocol") == 1
     watch = hpdm(folder, "eval-fvd", "--watch", folder, "--nproc", 2)
     assert (watch.returncode, "takes no --nproc" in watch.stderr) == (2, True)
 

@@ -62,10 +62,17 @@ class HpdmFamily(ConditionedFamily):
         return PatchView(self.pyramid)
 
     @classmethod
-    def target_settings(cls, model: ModelSection, frames: int | None, size: tuple[int, int] | None) -> dict[str, Any]:
+    def target_settings(
+        cls, model: Mapping[str, Any], frames: int | None, size: tuple[int, int] | None
+    ) -> dict[str, Any]:
         """Another `video`, and `levels_per_block` capped at its levels."""
-        assert isinstance(model, HpdmModel)
         return target_settings(model, frames, size)
+
+    @classmethod
+    def most_stages(cls, model: ModelSection) -> int:
+        """One per level."""
+        assert isinstance(model, HpdmModel)
+        return model.pyramid.num_levels
 
     def grow_from(self, tensors: Mapping[str, Tensor], base: ModelSection) -> Growth:
         """From a model of the first levels of this one."""

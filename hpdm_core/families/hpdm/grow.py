@@ -8,16 +8,18 @@ level is about what the base would make of its patch alone (exactly that, with `
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from hpdm_core.config.load import flat
-from hpdm_core.config.schema import Extent
+from hpdm_core.config.schema import Count, Extent, Section
 from hpdm_core.errors import ConfigError, IncompatibleCheckpoint
 from hpdm_core.families.base import Growth, Part
 from hpdm_core.families.hpdm.config import HpdmModel
@@ -40,12 +42,25 @@ BETWEEN_LEVELS = {"input_scale_growth", "coordinates"}
 LEVEL_TABLE = "denoiser.stem.level"
 
 
-def target_settings(model: HpdmModel, frames: int | None, size: tuple[int, int] | None) -> dict[str, Any]:
+class _Geometry(Section):
+    """The keys of a model section that a target changes or is measured against."""
+
+    video: tuple[Count, Count, Count]
+    patch: tuple[Count, Count, Count]
+    levels_per_block: Annotated[tuple[Count, ...], Field(min_length=1)]
+
+
+def target_settings(section: Mapping[str, Any], frames: int | None, size: tuple[int, int] | None) -> dict[str, Any]:
     """`video` and `levels_per_block` for another target; see `Family.target_settings`.
 
-    Fewer levels than the preset's cap its load per block; more are refused, because nobody has said which
+    Fewer levels than the section's cap its load per block; more are refused, because nobody has said which
     blocks they should use.
     """
+    written = {key: section[key] for key in _Geometry.model_fields if key in section}
+    try:
+        model = _Geometry.model_validate_json(json.dumps(written))
+    except ValidationError:
+        return {}
     wanted: Extent = (frames or model.video[0], *(size or model.video[1:]))
     nearest: Extent = tuple(nearest_extent(w, p) for w, p in zip(wanted, model.patch, strict=True))  # type: ignore[assignment]
     if nearest != wanted:
@@ -56,10 +71,11 @@ def target_settings(model: HpdmModel, frames: int | None, size: tuple[int, int] 
         )
     levels, known = Pyramid(wanted, model.patch).num_levels, model.levels_per_block[-1]
     if levels > known:
+        example = json.dumps([*model.levels_per_block[:-1], levels], separators=(",", ":"))
         raise ConfigError(
-            f"videos of {_by(wanted)} take {levels} levels, and the preset has {known}",
-            hint="copy the preset (`hpdm presets copy`), set model.video, and let model.levels_per_block "
-            f"end with {levels}",
+            f"videos of {_by(wanted)} take {levels} levels, and model.levels_per_block ends with {known}",
+            hint=f"say how many levels each block processes, {levels} in the last, for example "
+            f"--set model.levels_per_block={example}",
         )
     return {"video": list(wanted), "levels_per_block": [min(n, levels) for n in model.levels_per_block]}
 

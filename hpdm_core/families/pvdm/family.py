@@ -86,6 +86,12 @@ class PvdmFamily(ConditionedFamily):
             return ClipPair(self.config.video, self.config.training.previous_share)
         return WholeClip(self.config.video)
 
+    @classmethod
+    def most_stages(cls, model: ModelSection) -> int | None:
+        """One per clip: any number, unless the model has never been given the clip before."""
+        assert isinstance(model, PvdmModel)
+        return 1 if model.training.previous_share == 0 else None
+
     def varying(self, phase: str, micro_batch: int) -> str:
         """`ldm` encodes the clip before only for the rows that are given it, unless one call holds all rows."""
         if phase != "ldm" or self.config.training.previous_share == 0 or self._encodes_all(micro_batch):

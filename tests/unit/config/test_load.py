@@ -101,7 +101,7 @@ def test_numbers_that_are_not_finite_are_refused(gain: float) -> None:
         "train": {"max_steps": 1, "optimizer": {"lr": 1.0}},
         "sample": {},
     }
-    with pytest.raises(ConfigError, match=r"key model\.gain: Input should be a finite number"):
+    with pytest.raises(ConfigError, match=rf"key model\.gain: expected a finite number, found {gain}"):
         parse_config(raw, paper_sections, where="raw")
 
 
@@ -136,6 +136,12 @@ def test_numbers_that_are_not_finite_are_refused(gain: float) -> None:
             "gain: '2'",
             "bad.yaml:5: key model.gain: expected a number, found text '2'; remove the quotes or the leading zero",
         ),
+        (
+            "gain: 2",
+            "gain: nan",
+            "bad.yaml:5: key model.gain: expected a number, found text 'nan'; it must be a finite number",
+        ),
+        ("gain: 2", "gain: .nan", "bad.yaml:5: key model.gain: expected a finite number, found nan"),
         (
             "precision: fp32",
             "compile: on",
@@ -259,6 +265,15 @@ def test_later_overrides_win(good: Path, load: Load) -> None:
             "--set train.compile=yes: key train.compile: expected true or false, found text 'yes'; write true",
         ),
         ("train.seed=1e3", "--set train.seed=1e3: key train.seed: expected a whole number, found 1000.0"),
+        (
+            "train.optimizer.lr=nan",
+            "--set train.optimizer.lr=nan: key train.optimizer.lr: expected a number, found text 'nan'; "
+            "it must be a finite number",
+        ),
+        (
+            "train.optimizer.lr=-.inf",
+            "--set train.optimizer.lr=-.inf: key train.optimizer.lr: expected a finite number, found -inf",
+        ),
         ("train.seed", "--set train.seed: expected key=value"),
         ("=3", "--set =3: expected key=value"),
         ("train..seed=3", "--set train..seed=3: expected key=value"),
@@ -322,6 +337,23 @@ def test_a_long_circle_is_found(load: Load, tmp_path: Path) -> None:
         (tmp_path / f"{name}.yaml").write_text(f"extends: ./{parent}.yaml\n")
     with pytest.raises(ConfigError, match="circle: a -> b -> c -> a"):
         load(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sample.steps=[0]", "key sample.steps[0]: expected a number >= 1, found 0"),
+        ("sample.steps=[]", "key sample.steps: expected a list of at least 1 items, found []"),
+        (
+            "sample.chunk=[0]",
+            "key sample.chunk: expected a whole number or a list whose every item is a number >= 1, found [0]",
+        ),
+    ],
+)
+def test_a_list_of_wrong_items_is_not_called_too_short(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config("hpdm-smoke", [override])
+    assert str(caught.value) == f"--set {override}: {said}"
 
 
 def test_a_key_of_another_mode_is_not_said_to_be_unlike_itself() -> None:

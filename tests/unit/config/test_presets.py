@@ -80,3 +80,9 @@ def test_a_wheel_carries_the_presets(tmp_path: Path) -> None:
     ).stdout.splitlines()
     assert listed[0] == str(inside / "hpdm_core" / "_presets")
     assert listed[1].split() == list_presets()
+
+
+def test_the_demo_takes_as_long_as_the_readme_says() -> None:
+    time = preset_description("demo").partition(" on ")[0]
+    assert f"| `demo`, `hpdm-smoke` | {time} on two cores" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert f"about {time}, " in read_preset("demo").splitlines()[0]

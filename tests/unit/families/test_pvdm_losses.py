@@ -5,6 +5,7 @@ import torch
 from hpdm_core.conditioning.labels import NULL
 from hpdm_core.diffusion.process import corrupt
 from hpdm_core.errors import ConfigError
+from hpdm_core.families.pvdm.config import PvdmSample
 from hpdm_core.families.pvdm.critics import Critics, adversarial_loss, feature_loss, frozen, hinge_loss, pick_frames
 from hpdm_core.families.pvdm.views import CLIP, PREVIOUS, ClipPair, WholeClip
 from hpdm_core.rng import BatchStreams, numpy_stream
@@ -121,6 +122,9 @@ def test_without_the_clip_before_one_clip_is_read_and_made():
     assert family.losses("denoiser", batch, BatchStreams(0, POSITIONS)).total == expected
     with pytest.raises(ConfigError, match="never been given the clip before"):
         tiny_pvdm.sample(family, [0], request={"frames": 8})
+    options = PvdmSample(steps=(3, 2, 1), guidance=(2.0,))
+    assert family.unread_entries(family.config, options) == {"steps": [2, 1]}
+    assert family.unread_entries(tiny_pvdm.tiny_family().config, options) == {}
 
 
 def test_padding_before_a_short_clip_is_never_seen():
