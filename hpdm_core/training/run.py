@@ -227,9 +227,7 @@ class _Run:
         for param in family.parameters():
             param.requires_grad_(id(param) in trained)
             param.grad = None  # of the phase before
-        module = distribute(
-            family, world, train.parallel, len(phase.roles), keep_weights=train.fsdp_keep_weights
-        )
+        module = distribute(family, world, train.parallel, len(phase.roles), keep_weights=train.fsdp_keep_weights)
         roles = [RoleOptimizer(family, role, train.optimizer) for role in phase.roles]
         params = {name: p for role in roles for name, p in role.params.items()}
         batches = self.source.batches(
