@@ -145,6 +145,7 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._signal = signal.Signals(number).name
+        # The first is the cause: a launcher that was told to stop sends its ranks a SIGTERM besides.
+        self._signal = self._signal or signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._interrupt)

@@ -99,6 +99,14 @@ def test_a_signal_only_sets_the_reason_and_handlers_come_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_the_first_signal_is_the_reason():
+    stop = StopRequest()
+    with stop.listening():
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.reason == "received SIGUSR1"
+
+
 def test_a_second_interrupt_interrupts():
     # What a terminal's program has; one started in the background is told to ignore interrupts.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
