@@ -61,7 +61,7 @@ def finetune_hires(
     run = out or Path("runs") / Path(preset).stem
     from hpdm_core.training.finetune import finetune, finetune_config, plan_finetuning
     from hpdm_core.training.origin import open_origin
-    from hpdm_core.training.run import rank_rows
+    from hpdm_core.training.run import check_place, rank_rows
 
     origin = open_origin(base)
     config = finetune_config(origin, preset, overrides or [], frames=frames, size=size)
@@ -73,6 +73,7 @@ def finetune_hires(
             raise missing
         return
     if nproc > 1:
+        check_place(run)
         for phase in plan.training.phases:
             rank_rows(phase.batch_size, phase.micro_batch, nproc)
         raise typer.Exit(launch(command_line(context), nproc, device))

@@ -39,7 +39,7 @@ def train(
     run = out or Path("runs") / Path(preset).stem
     from hpdm_core.families.registry import load_run_config
     from hpdm_core.training.plan import plan_training
-    from hpdm_core.training.run import rank_rows
+    from hpdm_core.training.run import check_place, rank_rows
     from hpdm_core.training.run import train as run_training
 
     config = load_run_config(preset, overrides or [])
@@ -51,6 +51,7 @@ def train(
             raise missing
         return
     if nproc > 1:
+        check_place(run, fresh)
         for phase in plan.phases:
             rank_rows(phase.batch_size, phase.micro_batch, nproc)
         raise typer.Exit(launch(command_line(context), nproc, device))

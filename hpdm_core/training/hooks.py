@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 LOG_FILE = "log.jsonl"
 SAMPLES = "samples"
+BOARD = "tensorboard"
 
 SampleFn = Callable[[Family, Path], None]
 """Writes samples of a family into a folder that does not exist yet."""
@@ -67,7 +68,7 @@ def _tensorboard(run: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+    return SummaryWriter(str(run / BOARD), purge_step=step + 1)
 
 
 def _scalars(entry: dict[str, Any]) -> list[tuple[str, float]]:

@@ -25,16 +25,26 @@ from hpdm_core.data.store import STORE_FILE
 from hpdm_core.errors import ConfigError, StoppedOnRequest
 from hpdm_core.families.base import Family, Phase
 from hpdm_core.families.registry import build_family
-from hpdm_core.families.weights import CHECKPOINTS, WEIGHTS_FILE
+from hpdm_core.families.weights import CHECKPOINTS, WEIGHTS_FILE, finished_checkpoints
 from hpdm_core.nn.precision import matmul_precision
 from hpdm_core.rng import derive_seed
 from hpdm_core.training.checkpoint import Checkpoint, newest_valid, writing
-from hpdm_core.training.claim import claimed_run
+from hpdm_core.training.claim import LOCK_FILE, claimed_run
 from hpdm_core.training.distributed import World, distribute, joined_world
 from hpdm_core.training.ema import Ema
 from hpdm_core.training.graph import check_graphable, graph_obstacle
 from hpdm_core.training.guard import NonfiniteGuard, StopRequest
-from hpdm_core.training.hooks import CheckpointHook, GradShareHook, LogHook, RunLog, SampleFn, SampleHook
+from hpdm_core.training.hooks import (
+    BOARD,
+    LOG_FILE,
+    SAMPLES,
+    CheckpointHook,
+    GradShareHook,
+    LogHook,
+    RunLog,
+    SampleFn,
+    SampleHook,
+)
 from hpdm_core.training.loop import Hook, Trainer
 from hpdm_core.training.optim import RoleOptimizer
 from hpdm_core.training.origin import Origin
@@ -42,13 +52,15 @@ from hpdm_core.training.plateau import FrechetScore, PlateauHook
 from hpdm_core.training.resume import check_resumable, optimizer_tensors, restored_state, run_contents, run_tensors
 from hpdm_core.training.samples import grid_sampler
 from hpdm_core.training.saving import CheckpointWriter
-from hpdm_core.training.source import Source, StoreSource, find_store, fitted, note_store
+from hpdm_core.training.source import DATA_FILE, Source, StoreSource, find_store, fitted, note_store
 from hpdm_core.training.state import TrainState, phase_batch, phase_micro
 from hpdm_core.training.switches import apply_switches
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
+OWN_NAMES = {CONFIG_FILE, DATA_FILE, LOG_FILE, CHECKPOINTS, SAMPLES, BOARD, "scores"}
+"""What training and scoring write into a run, beside its lock."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,7 @@ def fit(
     config = fitted(config, source)
     stop = StopRequest(time_limit)
     with joined_world(device) as world, matmul_precision(config.train.precision), stop.listening():
-        _check_place(out, fresh)
+        check_place(out, fresh)
         return _Run(config, source, out, world, stop, sample, origin).complete()
 
 
@@ -269,17 +281,34 @@ class _Run:
         return hooks
 
 
-def _check_place(out: Path, fresh: bool) -> None:
-    """Raise ConfigError where `out` cannot be a run, or is a used one. Every rank asks before any of them writes."""
+def check_place(out: Path, fresh: bool = False) -> None:
+    """Raise ConfigError where `out` cannot be a run, is somebody else's folder, or with `fresh` where it is used.
+
+    Every rank asks before any of them writes.
+    """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file", hint="--out names a folder")
     if (out / STORE_FILE).exists():
         raise ConfigError(f"{out} is a store of clips, and no place for a run", hint="choose another --out")
+    if foreign := _foreign(out):
+        listed = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
+        raise ConfigError(f"{out} is not empty and holds no run: {listed}", hint="give another --out")
     if fresh and out.is_dir() and any(out.iterdir()):
         raise ConfigError(
             f"--fresh was given, and the run directory {out} is not empty",
             hint="choose another --out, remove the directory, or leave --fresh away to continue",
         )
+
+
+def _foreign(out: Path) -> list[str]:
+    """The names in `out` that no run writes; none where a run has begun, beside which anything may lie.
+
+    Hidden files are nobody's, and a job's own log may be there before the job.
+    """
+    if not out.is_dir() or (out / LOCK_FILE).exists() or finished_checkpoints(out):
+        return []
+    names = sorted(path.name for path in out.iterdir() if path.suffix not in (".log", ".out", ".err"))
+    return [name for name in names if name not in OWN_NAMES and not name.startswith(".")]
 
 
 def rank_rows(batch_size: int, micro_batch: int | None, world_size: int) -> tuple[int, int]:

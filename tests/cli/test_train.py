@@ -60,6 +60,13 @@ def test_a_preset_of_ones_own_extends_another_and_a_file_is_no_run_directory(ins
         2,
         ["error: mine.yaml is a file", "hint: --out names a folder"],
     )
+    for more in ((), ("--nproc", "2")):  # said once, before any rank starts
+        foreign = inside(*line, "--out", "data", "--device", "cpu", *more)
+        assert (foreign.exit_code, foreign.stderr.splitlines()[-2:]) == (
+            2,
+            ["error: data is not empty and holds no run: smoke", "hint: give another --out"],
+        )
+        assert [path.name for path in (place / "data").iterdir()] == ["smoke"]
 
 
 def test_a_dry_run_prints_config_and_plan_and_writes_nothing(inside, place):

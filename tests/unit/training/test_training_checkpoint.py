@@ -153,6 +153,39 @@ def test_an_unwritable_run_is_named(tmp_path):
         fit(toy_config(max_steps=1), ToySource(), file, device="cpu")
 
 
+def test_a_folder_of_other_things_is_no_place_for_a_run(tmp_path):
+    config, run = toy_config(max_steps=1, checkpoint_every_steps=1), tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for name in ("a.txt", "b", "c.py", "d", "config.yaml"):
+        (run / name).write_text("mine")
+    for fresh in (False, True):
+        with pytest.raises(ConfigError, match=f"{run} is not empty and holds no run: a.txt, b, c.py, …") as caught:
+            fit(config, ToySource(), run, fresh=fresh, device="cpu")
+    assert caught.value.hint == "give another --out"
+    assert {file.read_text() for file in run.iterdir() if file.is_file()} == {"mine"}
+    assert len(list(run.iterdir())) == 6
+
+
+def test_what_a_run_a_killed_start_or_a_scheduler_leaves_is_no_obstacle(tmp_path):
+    config, run = toy_config(max_steps=1, checkpoint_every_steps=1), tmp_path / "run"
+    for name in (".hidden", "config.yaml", "data.json", "log.jsonl", "job-7.out", "job-7.err", "train.log"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("")
+    for name in ("checkpoints/step_00000001.tmp", "tensorboard", "samples", "scores"):
+        (run / name).mkdir(parents=True)
+    assert not fit(config, ToySource(), run, device="cpu").resumed
+    (run / "notes.md").write_text("mine")
+    assert fit(config, ToySource(), run, device="cpu").resumed
+    (run / ".lock").unlink()  # as in a copy without hidden files
+    assert fit(config, ToySource(), run, device="cpu").resumed
+
+
+def test_a_start_that_was_killed_before_its_first_checkpoint_begins_again_beside_notes(tmp_path):
+    (tmp_path / ".lock").write_text("")
+    (tmp_path / "notes.md").write_text("mine")
+    assert fit(toy_config(max_steps=1), ToySource(), tmp_path, device="cpu").step == 1
+
+
 @pytest.mark.parametrize(
     ("change", "key"),
     [
