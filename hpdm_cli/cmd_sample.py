@@ -323,7 +323,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     if not manifest.exists():
         with writing_to(out):
             out.mkdir(parents=True, exist_ok=True)
-            write_text_once(manifest, text)  # the ranks of another launcher come here at the same moment
+        write_text_once(manifest, text)  # the ranks of another launcher come here at the same moment
     found = manifest.read_text()
     if found != text:
         raise ConfigError(
