@@ -29,14 +29,6 @@ def fill(path: Path) -> None:
         path.with_name(partial).symlink_to("/dev/full")
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "store"
-    words = ("--source", "synthetic", "--num", 2, "--frames", 4, "--size", 16, "--workers", 1, "--out", path)
-    assert hpdm("prepare-data", *words).exit_code == 0
-    return path
-
-
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """An untrained model."""
@@ -55,12 +47,12 @@ def checkpoint(tmp_path: Path) -> Path:
     ["estimate hpdm-smoke --json", "inspect STORE --json", "inspect STORE --contact-sheet", "presets copy demo --force",
      "eval-fvd --real VIDEOS --fake VIDEOS --set clip.frames=4 --n 2 --no-cache --json", "report MADE --out"],
 )  # fmt: skip
-def test_results(store: Path, tmp_path: Path, command: str) -> None:
+def test_results(tiny_store: Path, tmp_path: Path, command: str) -> None:
     videos = np.random.default_rng(0).integers(0, 255, (2, 4, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "videos.npz", videos)
     (tmp_path / "made").mkdir()
     np.savez(tmp_path / "made" / "seed_000000.npz", video=videos[0], fps=8.0, metadata='{"seed": 0}')
-    places = {"STORE": store, "VIDEOS": tmp_path / "videos.npz", "MADE": tmp_path / "made"}
+    places = {"STORE": tiny_store, "VIDEOS": tmp_path / "videos.npz", "MADE": tmp_path / "made"}
     detector = ("--detector", TOY) if command.startswith("eval-fvd") else ()
     name, *words = [places.get(word, word) for word in command.split()]
     out = tmp_path / "results" / "result.txt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,11 +28,9 @@ def hpdm(command: str | list[str]) -> Result:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(prepared: Callable[[str], Path]) -> Path:
     """A captioned store."""
-    store = tmp_path_factory.mktemp("text") / "store"
-    hpdm(f"prepare-data --source synthetic --num 8 --frames 8 --size 32x32 --out {store} --workers 1")
-    return store
+    return prepared("--num 8 --frames 8 --size 32x32")
 
 
 @pytest.fixture(scope="module", params=["pvdm-text-smoke", "mdm-text-smoke"])

@@ -37,14 +37,6 @@ def videos(tmp_path: Path) -> Path:
     return tmp_path / "videos.npz"
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "store"
-    words = ("--source", "synthetic", "--num", 2, "--frames", 2, "--size", 16, "--workers", 1, "--out", path)
-    assert hpdm("prepare-data", *words).exit_code == 0
-    return path
-
-
 @pytest.mark.parametrize("more", [(), ("--watch", "run"), ("--dry-run",)])
 def test_an_unknown_metric_is_told_with_the_nearest(videos: Path, more: tuple[str, ...]) -> None:
     fake = () if "--watch" in more else ("--real", videos, "--fake", videos, "--detector", TOY, "--n", 2)
@@ -73,20 +65,20 @@ def test_an_estimate_of_no_number(args: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     "command", ["eval-fvd --json", "eval-fvd --save-stats", "report --out", "inspect --json", "estimate --json"]
 )
-def test_what_is_no_regular_file_is_not_replaced(videos: Path, store: Path, tmp_path: Path, command: str) -> None:
+def test_what_is_no_regular_file_is_not_replaced(videos: Path, tiny_store: Path, tmp_path: Path, command: str) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     name, option = command.split()
     detector = ("--detector", TOY, "--set", "clip.frames=4", "--n", 2)
     others = {"eval-fvd": ("--real", videos, "--fake", videos, *detector), "estimate": ("hpdm-smoke",)}
-    done = hpdm(name, *others.get(name, (store,)), option, pipe)
+    done = hpdm(name, *others.get(name, (tiny_store,)), option, pipe)
     assert refused(done, f"{option}: cannot write {pipe}: it is no regular file")
     assert pipe.is_fifo()
 
 
-def test_a_contact_sheet_takes_any_name_but_a_folders(store: Path, tmp_path: Path) -> None:
-    assert refused(hpdm("inspect", store, "--contact-sheet", tmp_path), "--contact-sheet: cannot write")
-    assert hpdm("inspect", store, "--contact-sheet", tmp_path / "c.txt").exit_code == 0
+def test_a_contact_sheet_takes_any_name_but_a_folders(tiny_store: Path, tmp_path: Path) -> None:
+    assert refused(hpdm("inspect", tiny_store, "--contact-sheet", tmp_path), "--contact-sheet: cannot write")
+    assert hpdm("inspect", tiny_store, "--contact-sheet", tmp_path / "c.txt").exit_code == 0
     with Image.open(tmp_path / "c.txt") as sheet:
         assert sheet.format == "PNG"
 

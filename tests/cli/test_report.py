@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +46,9 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(prepared: Callable[[str], Path]) -> Path:
     """A prepared store of 20 procedural clips."""
-    path = tmp_path_factory.mktemp("data") / "store"
-    words = "prepare-data --source synthetic --num 20 --frames 9 --size 32x32 --workers 1 --out"
-    assert CliRunner().invoke(app, [*words.split(), str(path)]).exit_code == 0
-    return path
+    return prepared("--num 20 --frames 9 --size 32x32")
 
 
 def add_grid(run: Path, step: int) -> None:
