@@ -3,6 +3,7 @@
     python -m benchmarks.scaling --json scaling.json              # all GPUs of this machine, HPDM-M, bf16, compiled
     python -m benchmarks.scaling --rows one,ddp --ranks 2         # these only: one, apart, ddp, ddp-sync, fsdp,
                                                                   # fsdp-kept, curve
+    python -m benchmarks.scaling --batch 96 --micro 24            # a step of four passes, as ucf101-m has on eight GPUs
     python -m benchmarks.scaling --ranks 2 --device cpu --preset hpdm-smoke --mini hpdm-smoke --batch 2 --steps 4
 
 Every row is `hpdm_core.training.run.fit` itself, in processes of its own, on random patches that stay on the device:
@@ -188,7 +189,7 @@ def cases(args: argparse.Namespace) -> list[Case]:
         "train.sample_every_steps=null",
         "train.max_videos=null",
     )
-    rows = []
+    rows, micro = [], args.micro or args.batch
     for name, ranks, apart in (
         ("one", 1, False),
         ("apart", args.ranks, True),
@@ -200,13 +201,13 @@ def cases(args: argparse.Namespace) -> list[Case]:
         batch = args.batch * (1 if apart else ranks)
         settings = (
             f"train.batch_size={batch}",
-            f"train.micro_batch={args.batch}",
+            f"train.micro_batch={micro}",
             f"train.parallel={'fsdp' if name.startswith('fsdp') else 'ddp'}",
             f"train.fsdp_keep_weights={str(name == 'fsdp-kept').lower()}",
             f"train.async_checkpoint={str(name != 'ddp-sync').lower()}",
         )
         rows.append(
-            Case(name, args.preset, ranks, batch, args.batch, steps, save_at, args.device, (*common, *settings), apart)
+            Case(name, args.preset, ranks, batch, micro, steps, save_at, args.device, (*common, *settings), apart)
         )
     return [row for row in rows if row.name in args.rows]
 
@@ -237,6 +238,7 @@ def main() -> None:
     parser.add_argument("--preset", default="ucf101-m")
     parser.add_argument("--mini", default="demo", help="preset of the loss curve")
     parser.add_argument("--batch", type=int, default=16, help="videos a rank")
+    parser.add_argument("--micro", type=int, help="of which so many in one pass, gradients summed (default: all)")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
     parser.add_argument("--steps", type=int, default=25, help="timed steps before the checkpoint, and after it")
@@ -252,7 +254,8 @@ def main() -> None:
         run_rank(Case(**{**raw, "overrides": tuple(raw["overrides"])}), args.out)
         return
     facts = machine_facts()
-    print(f"{facts['device']}, torch {facts['torch']}; {args.preset}, {args.precision}, batch {args.batch} a rank")
+    batch = f"batch {args.batch} a rank" + (f" in passes of {args.micro}" if args.micro else "")
+    print(f"{facts['device']}, torch {facts['torch']}; {args.preset}, {args.precision}, {batch}")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

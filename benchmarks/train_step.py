@@ -3,7 +3,8 @@
     python -m benchmarks.train_step                          # the table of docs/results.md, one GPU
     python -m benchmarks.train_step --suite speed            # each optimisation on top of the ones before it
     python -m benchmarks.train_step --suite patch-memory     # peak memory by resolution
-    python -m benchmarks.train_step --preset demo --precision fp32 --batch 4 --device cpu
+    python -m benchmarks.train_step --device cpu --precision fp32 \\
+        --preset hpdm-smoke --set model.condition.num_classes=6
 
 A step is noise, loss, backward, clipping, optimiser, EMA and the guard, exactly as `hpdm train` runs it; the batch is
 built once, so that no loader is timed. FLOPs are counted by PyTorch's counter over one forward and backward pass of one
@@ -124,7 +125,7 @@ SUITES: dict[str, list[Row]] = {
         Row("plain", compile=False, plain=True, batch=8),
         Row("split fusion, separable context", compile=False, batch=8),
         Row("fp32 storage, bf16 attention", precision="tf32", bf16_attention=True, batch=12),
-        Row("+ large products in float8", batch=24, overrides=STREAMS + FLOAT8),
+        Row("+ wide MLPs in float8", batch=24, overrides=STREAMS + FLOAT8),
         Row("CUDA graph, bf16 streams", batch=1, overrides=GRAPH + STREAMS),
         Row("compiled blocks", batch=1),
         Row("compiled as one unit", batch=24, whole=True),

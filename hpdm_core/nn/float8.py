@@ -1,10 +1,14 @@
-"""Linear layers whose large products run in float8 (e4m3), an option for GPUs that have it (Hopper and later).
+"""MLPs behind a norm whose large products run in float8, an option for GPUs that have it (Hopper and later).
 
-Every row of a product's left side and every column of its right side gets its own scale, found anew each time, so
-that nothing depends on the past. The output and the gradient of the input are computed in float8, the gradient of the
-weight in bf16: a sum over a whole batch of tokens deserves it, and its scales would lie along the other axis.
+    y = gelu(x A^T + a) B^T + b        x: normalised over its width I
 
-Shapes: N rows, I inputs, O outputs of a layer.
+A float8 product is worth it only if rounding costs no passes over memory of its own. So nothing is measured where
+sizes are known: |x| is at most sqrt(I), which e4m3 (2^-9 to 448) holds as it is, and what GELU lets through is not
+much larger. Gradients have no natural size; e5m2 spans 2^32, which forgives a rough scale, and a sample of the rows
+gives that. Outputs and gradients of inputs are computed in float8; gradients of weights, which are sums over all tokens
+of a batch, in bf16.
+
+Shapes: N rows, I inputs, H hidden and O outputs of an MLP.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -20,59 +24,90 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SMALLEST = 1024
-"""Layers narrower than this on either side stay as they are: casts would cost more than the product saves."""
+"""MLPs narrower than this at any layer stay as they are: casts would cost more than the products save."""
 
-LARGEST = torch.finfo(torch.float8_e4m3fn).max
+STRIDE = 61
+"""One row in so many tells the size of a gradient; prime, so that rows of all places in a patch are among them."""
+
+LARGEST_SEEN = 2.0**8
+"""What the largest gradient in the sample becomes: 2^7.8 below e5m2's largest and 2^24 above its smallest number."""
 
 
-class Float8Linear(nn.Linear):
-    """`nn.Linear` under bf16 autocast with float8 products; elsewhere the plain one."""
+class Float8Mlp(nn.Sequential):
+    """Linear, GELU, Linear, with float8 products where `normed_mlp` runs it under bf16 autocast."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """[..., I] to bf16 [..., O]."""
-        return self.product(input, self.weight, self.bias)
+    def product(self, x: Tensor, up_HI: Tensor, up_bias_H: Tensor) -> Tensor:
+        """bf16 [..., O] of normalised x [..., I], by the first layer's weights as given (the norm's folded in)."""
+        down: nn.Linear = self[2]  # type: ignore[assignment]
+        tensors = (x.flatten(0, -2), up_HI, up_bias_H, down.weight, down.bias)
+        y: Tensor = _Float8Mlp.apply(*(t.to(torch.bfloat16) for t in tensors))  # type: ignore[assignment]
+        return y.unflatten(0, x.shape[:-1])
+
+
+def use_float8(modules: Iterable[nn.Module]) -> int:
+    """Turn every wide enough MLP in `modules` into a `Float8Mlp`, in place; names and weights stay. How many."""
+    wide = [mlp for module in modules for mlp in module.modules() if type(mlp) is nn.Sequential and _is_wide(mlp)]
+    for mlp in wide:
+        mlp.__class__ = Float8Mlp
+    return len(wide)
+
+
+def _is_wide(mlp: nn.Sequential) -> bool:
+    match list(mlp):
+        case [nn.Linear() as up, nn.GELU(approximate="tanh"), nn.Linear() as down]:
+            widths = (*up.weight.shape, *down.weight.shape)
+            return min(widths) >= SMALLEST and all(width % 16 == 0 for width in widths)
+    return False
+
+
+class _Float8Mlp(torch.autograd.Function):
+    """All in bf16: x [N, I], A [H, I], a [H], B [O, H], b [O] to y [N, O]."""
 
     @staticmethod
-    def product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        """`F.linear`, in float8 under bf16 autocast."""
-        if not torch.is_autocast_enabled(x.device.type):
-            return F.linear(x, weight_OI, bias_O)
-        rows = x.to(torch.bfloat16).flatten(0, -2)
-        product: Tensor = _Float8Product.apply(rows, weight_OI.to(torch.bfloat16))  # type: ignore[assignment]
-        output = product if bias_O is None else product + bias_O.to(torch.bfloat16)
-        return output.unflatten(0, x.shape[:-1])
-
-
-def use_float8(modules: Iterable[nn.Module]) -> None:
-    """Turn every large enough linear layer in `modules` into a `Float8Linear`, in place; names and weights stay."""
-    for module in modules:
-        for layer in module.modules():
-            if type(layer) is nn.Linear and min(layer.weight.shape) >= SMALLEST:
-                layer.__class__ = Float8Linear
-
-
-class _Float8Product(torch.autograd.Function):
-    """x W^T, both bf16."""
+    def forward(
+        ctx: Any, x_NI: Tensor, up_HI: Tensor, up_bias_H: Tensor, down_OH: Tensor, down_bias_O: Tensor
+    ) -> Tensor:
+        hidden_NH = _product(_as_it_is(x_NI), up_HI, up_bias_H)
+        ctx.save_for_backward(x_NI, hidden_NH, up_HI, down_OH)
+        return _product(_as_it_is(_gelu(hidden_NH)), down_OH, down_bias_O)
 
     @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor) -> Tensor:
-        ctx.save_for_backward(x_NI, weight_OI)
-        return _product(x_NI, weight_OI)
-
-    @staticmethod
-    def backward(ctx: Any, gradient_NO: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        x_NI, weight_OI = ctx.saved_tensors
-        return _product(gradient_NO, weight_OI.t()), gradient_NO.t() @ x_NI
-
-
-def _product(a_NK: Tensor, b_MK: Tensor) -> Tensor:
-    """a b^T in bf16, from both rounded to float8."""
-    a, a_scale = _rounded(a_NK)
-    b, b_scale = _rounded(b_MK)
-    return torch._scaled_mm(a, b.t(), a_scale, b_scale.t().contiguous(), out_dtype=torch.bfloat16, use_fast_accum=True)
+    def backward(ctx: Any, dy_NO: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        x_NI, hidden_NH, up_HI, down_OH = ctx.saved_tensors
+        dy_NO = dy_NO.contiguous()
+        active_NH = _product(_by_sample(dy_NO, dy_NO), down_OH.t())
+        dhidden_NH = torch.ops.aten.gelu_backward(active_NH, hidden_NH, approximate="tanh")
+        # The scale is that of what GELU's derivative (at most 1.13) is still to be multiplied with, so that one kernel
+        # can make both the product and its float8 copy.
+        dx_NI = _product(_by_sample(dhidden_NH, active_NH), up_HI.t())
+        down_gradient, up_gradient = dy_NO.t() @ _gelu(hidden_NH), dhidden_NH.t() @ x_NI
+        return dx_NI, up_gradient, dhidden_NH.sum(0), down_gradient, dy_NO.sum(0)
 
 
-def _rounded(x_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """(float8 [N, K], float32 [N, 1]): values and what to multiply each row by to get x back."""
-    scale_N1 = x_NK.abs().amax(dim=1, keepdim=True).float().clamp_min(1e-12) / LARGEST
-    return (x_NK.float() / scale_N1).to(torch.float8_e4m3fn).contiguous(), scale_N1
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _product(rounded_a: tuple[Tensor, Tensor], b_MK: Tensor, bias_M: Tensor | None = None) -> Tensor:
+    """a b^T + bias in bf16, of a [N, K] as rounded to float8 with its scale, and of bf16 b, rounded here."""
+    a_NK, a_scale = rounded_a
+    b_scale = b_MK.abs().amax().float().clamp_min(1e-20) / torch.finfo(torch.float8_e4m3fn).max
+    b = _rounded(b_MK.float() / b_scale, torch.float8_e4m3fn).contiguous().t()
+    return torch._scaled_mm(a_NK, b, a_scale, b_scale, bias=bias_M, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+
+def _as_it_is(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(x in e4m3, 1)."""
+    return _rounded(x, torch.float8_e4m3fn), torch.ones((), device=x.device)
+
+
+def _by_sample(x_NK: Tensor, like_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """(x in e5m2, what to multiply it by to get x back): the latter from some rows of `like`. Not finite stays so."""
+    scale = like_NK[::STRIDE].abs().amax().float().clamp_min(1e-20) / LARGEST_SEEN
+    return _rounded(x_NK.float() / scale, torch.float8_e5m2), scale
+
+
+def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in a float8 dtype, what is too large at its largest number (a plain cast would give infinity or NaN)."""
+    largest = torch.finfo(dtype).max
+    return x.clamp(-largest, largest).to(dtype)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpdm_core.nn.float8 import Float8Linear
+from hpdm_core.nn.float8 import Float8Mlp
 
 
 def normed_linear(norm: nn.LayerNorm, linear: nn.Linear, x: Tensor) -> Tensor:
@@ -25,19 +25,26 @@ def normed_linear(norm: nn.LayerNorm, linear: nn.Linear, x: Tensor) -> Tensor:
 
 def folded_linear(norm: nn.LayerNorm, linear: nn.Linear, x: Tensor) -> Tensor:
     """`linear(norm(x))` by the right-hand side."""
-    weight, bias = linear.weight * norm.weight, (linear.weight * norm.bias).sum(dim=1)
-    if linear.bias is not None:
-        bias = bias + linear.bias
-    normalised = F.layer_norm(x, norm.normalized_shape, eps=norm.eps)
-    product = linear.product if isinstance(linear, Float8Linear) else F.linear
-    return product(normalised, weight, bias)
+    return F.linear(_normalised(norm, x), *_folded(norm, linear))
 
 
 def normed_mlp(norm: nn.LayerNorm, mlp: nn.Sequential, x: Tensor) -> Tensor:
     """`mlp(norm(x))` of an MLP that begins with a linear layer."""
     first, *rest = mlp
     assert isinstance(first, nn.Linear)
+    if isinstance(mlp, Float8Mlp) and torch.is_autocast_enabled(x.device.type):
+        return mlp.product(_normalised(norm, x), *_folded(norm, first))
     x = normed_linear(norm, first, x)
     for layer in rest:
         x = layer(x)
     return x
+
+
+def _normalised(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return F.layer_norm(x, norm.normalized_shape, eps=norm.eps)
+
+
+def _folded(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Weight and bias of `linear` that act on what is normalised."""
+    bias = (linear.weight * norm.bias).sum(dim=1)
+    return linear.weight * norm.weight, bias if linear.bias is None else bias + linear.bias

@@ -18,7 +18,7 @@ from hpdm_core.errors import ConfigError
 from hpdm_core.families.base import Family
 from hpdm_core.nn.attention import attention_dtype
 from hpdm_core.nn.devices import compile_units
-from hpdm_core.nn.float8 import use_float8
+from hpdm_core.nn.float8 import SMALLEST, use_float8
 from hpdm_core.nn.precision import autocast, residual_dtype
 
 
@@ -34,15 +34,18 @@ def computing(train: TrainSection, device: torch.device) -> Iterator[None]:
 
 
 def apply_switches(family: Family, train: TrainSection) -> None:
-    """Checkpoint and compile the family's repeated blocks in place, their large products in float8, if told so."""
+    """Checkpoint and compile the family's repeated blocks in place, their wide MLPs in float8, if told so."""
     units = family.compile_units()
     if not units and (train.compile or train.activation_checkpointing or train.float8):
         raise ConfigError(
             f"family {family.name!r} names no blocks to compile or checkpoint",
             hint="set train.compile, train.activation_checkpointing and train.float8 to false",
         )
-    if train.float8:
-        use_float8(units)
+    if train.float8 and not use_float8(units):
+        raise ConfigError(
+            f"train.float8 has nothing to do: no MLP of this model is {SMALLEST} wide at all its layers",
+            hint="set train.float8 to false; float8 pays only for wide products",
+        )
     for unit in units:
         if train.activation_checkpointing:
             unit.forward = _recomputed(unit.forward)

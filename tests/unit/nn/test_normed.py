@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from hpdm_core.nn import float8
-from hpdm_core.nn.float8 import use_float8
 from hpdm_core.nn.normed import folded_linear, normed_linear, normed_mlp
 
 
@@ -44,15 +42,3 @@ def test_mlp_is_norm_then_layers():
     mlp = nn.Sequential(linear, nn.GELU(), nn.Linear(24, 16))
     x = torch.randn(2, 16)
     assert torch.equal(normed_mlp(norm, mlp, x), mlp(norm(x)))
-
-
-def test_a_float8_layer_stays_one_when_folded(monkeypatch):
-    monkeypatch.setattr(float8, "SMALLEST", 16)
-    norm, linear = pair()
-    linear = nn.Linear(16, 32)
-    x = torch.randn(16, 16)
-    with torch.autocast("cpu", torch.bfloat16):
-        plain = folded_linear(norm, linear, x)
-        use_float8([linear])
-        low = folded_linear(norm, linear, x)
-    assert 0 < (low - plain).norm() < 0.1 * plain.norm()

@@ -96,6 +96,12 @@ def test_low_precision_switches_need_bf16(switch):
         toy_config(precision="tf32", **switch)
 
 
+def test_float8_is_refused_where_no_layer_is_wide():
+    config = toy_config(precision="bf16", float8=True)
+    with pytest.raises(ConfigError, match="nothing to do"):
+        apply_switches(ToyFamily(config.model), config.train)
+
+
 def test_a_cuda_graph_is_refused_on_the_cpu(tmp_path):
     with pytest.raises(ConfigError, match="needs a GPU"):
         fit(toy_config(max_steps=1, cuda_graph=True), ToySource(), tmp_path / "run", device="cpu")
