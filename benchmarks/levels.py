@@ -25,6 +25,7 @@ from hpdm_core.nn.precision import autocast, matmul_precision
 from hpdm_core.pyramid.geometry import Pyramid
 from hpdm_core.rng import numpy_stream
 from hpdm_core.sampling.engine import run_stage
+from hpdm_core.sampling.noise import Noise
 from hpdm_core.sampling.stage import Request, Stage, State
 from hpdm_core.video import to_uint8
 
@@ -56,14 +57,15 @@ def level_states(
 ) -> Iterator[State]:
     """The finished state of every level in turn; `first` stands in for level 0's."""
     stage = next(plan)
-    while True:
-        state = run_stage(stage, rows, device) if first is None else first
-        yield state
-        first = None
-        try:
-            stage = plan.send(state)
-        except StopIteration:
-            return
+    with Noise(rows, device) as noise:
+        while True:
+            state = run_stage(stage, noise) if first is None else first
+            yield state
+            first = None
+            try:
+                stage = plan.send(state)
+            except StopIteration:
+                return
 
 
 @torch.no_grad()

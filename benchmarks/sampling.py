@@ -44,6 +44,7 @@ from hpdm_core.metrics.seams import AXES, Axis, seam_ratio, tile_borders
 from hpdm_core.nn.devices import compile_units, pick_device
 from hpdm_core.nn.precision import Bf16Products, Precision, autocast, matmul_precision
 from hpdm_core.sampling.engine import run_stage
+from hpdm_core.sampling.noise import Noise
 from hpdm_core.training.conditions import one_video, text_condition, with_placeholders
 
 MODES = ("compiled+graphs", "compiled", "graphs", "eager")
@@ -137,13 +138,13 @@ def timed_levels(
     request = replace(one, seeds=seeds, labels=labels, prompts=prompts, frames=row.frames, device=device)
     stages = model.family.outline(request, section).stages
     levels = []
-    with matmul_precision(section.precision), autocast(device, section.precision):
+    with matmul_precision(section.precision), autocast(device, section.precision), Noise(seeds, device) as noise:
         plan = model.family.plan(request, section)
         started = now(device)
         stage = next(plan)
         for planned in stages:
             ready = now(device)
-            state = run_stage(stage, seeds, device)
+            state = run_stage(stage, noise)
             done = now(device)
             calls = planned.tile_calls * row.batch
             levels.append({

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hpdm_core.sampling.noise import START, StageNoise
+from hpdm_core.sampling.noise import START, Noise
 from hpdm_core.sampling.solvers import solver_info
 from hpdm_core.sampling.stage import Stage, State
 
@@ -35,17 +35,16 @@ def run_plan(
 ) -> Tensor:
     """Drive `plan` to its video, float [B, 3, T, H, W]; row b is made from seeds[b] alone."""
     stage = next(plan)
-    while True:
-        try:
-            stage = plan.send(run_stage(stage, seeds, device, on_progress))
-        except StopIteration as finished:
-            return finished.value
+    with Noise(seeds, device) as noise:
+        while True:
+            try:
+                stage = plan.send(run_stage(stage, noise, on_progress))
+            except StopIteration as finished:
+                return finished.value
 
 
-def run_stage(
-    stage: Stage, seeds: Sequence[int], device: torch.device | str, on_progress: OnProgress | None = None
-) -> State:
-    """One diffusion from noise to a clean state in scaled coordinates."""
+def run_stage(stage: Stage, noise: Noise, on_progress: OnProgress | None = None) -> State:
+    """One diffusion from noise to a clean state in scaled coordinates, float32 [B, ...] of every component."""
     steps = len(stage.sigmas) - 1
     now = 0
 
@@ -58,8 +57,18 @@ def run_stage(
         if on_progress is not None:
             on_progress(Progress(stage.name, step + 1, steps, calls))
 
+    def draw(step: int) -> State:
+        rows = noise(stage.noise, step)
+        if START < step < steps - 2:  # who asks in one step asks in every one but the last
+            noise.expect(stage.noise, step + 1)
+        return {
+            name: rows[name][:, *map(slice, shape)].to(noise.device, non_blocking=True)
+            for name, shape in stage.shapes.items()
+        }
+
     first = float(stage.sigmas[0])
+    start = {name: first * eps for name, eps in draw(START).items()}
+    if stage.then is not None:
+        noise.expect(stage.then, START)
     solver = solver_info(stage.solver.name)
-    with StageNoise(stage, seeds, device) as noise:
-        start = {name: first * eps for name, eps in noise(START).items()}
-        return solver.run(denoise, start, stage.sigmas, noise, on_step, **stage.solver.options)
+    return solver.run(denoise, start, stage.sigmas, draw, on_step, **stage.solver.options)

@@ -54,6 +54,14 @@ class Solver:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """What each draw of noise for a stage is: the stage's name, and per component the shape of one row."""
+
+    stage: str
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
 class Stage:
     """One diffusion from pure noise to a clean state.
 
@@ -61,6 +69,7 @@ class Stage:
     sigmas: float64 [num_steps + 1], decreasing, last 0. calls: network calls the solver will make.
     drawn: per component, the larger shape whose noise the state takes its first part from, along every axis.
     turns: after how many steps `denoise` is the same work again.
+    then: what the next stage will draw, if that is known already.
     """
 
     name: str
@@ -71,6 +80,12 @@ class Stage:
     calls: int
     drawn: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     turns: int = 1
+    then: Drawn | None = None
+
+    @property
+    def noise(self) -> Drawn:
+        """What is drawn for this stage."""
+        return Drawn(self.name, {name: self.drawn.get(name, shape) for name, shape in self.shapes.items()})
 
 
 @dataclass(frozen=True)

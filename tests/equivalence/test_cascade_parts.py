@@ -111,6 +111,28 @@ def test_phases_take_turns_step_by_step(monkeypatch):
     assert outline.stages[2].block_evals == 4 * (16 + 25 + 16) * 2
 
 
+def test_every_level_tells_what_the_next_one_draws():
+    """Then threads can draw it meanwhile; also where only the first frames are made, from the whole canvas' noise."""
+    family, seen = tiny_family(), []
+    options = HpdmSample(steps=(1,), solver=("euler",), overlap="none")
+    cascade = Cascade(family, Request((0,), (0,), frames=4), options)
+
+    def watched():
+        plan = cascade.stages()
+        stage = next(plan)
+        while True:
+            seen.append(stage)
+            state = yield stage
+            try:
+                stage = plan.send(state)
+            except StopIteration as finished:
+                return finished.value
+
+    assert run_plan(watched(), (0,), "cpu").shape[2] == 4
+    assert [stage.then for stage in seen] == [*(stage.noise for stage in seen[1:]), None]
+    assert seen[-1].noise.shapes["video"] == (3, *family.pyramid.extent(2)) != seen[-1].shapes["video"]
+
+
 @pytest.mark.parametrize("churn", [0.0, 40.0])
 def test_both_evaluations_of_a_step_are_one_turn_however_far_churn_goes(monkeypatch, churn):
     family, seen, weights = tiny_family(), [], []

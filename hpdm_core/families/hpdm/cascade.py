@@ -27,7 +27,7 @@ from hpdm_core.pyramid.extract import level_name
 from hpdm_core.pyramid.tiling import TileGrid
 from hpdm_core.rng import torch_stream
 from hpdm_core.sampling.solvers import solver_info
-from hpdm_core.sampling.stage import Outline, Request, Solver, Stage, StageOutline, State, StepDenoiser
+from hpdm_core.sampling.stage import Drawn, Outline, Request, Solver, Stage, StageOutline, State, StepDenoiser
 
 if TYPE_CHECKING:
     from hpdm_core.families.hpdm.family import HpdmFamily
@@ -91,8 +91,9 @@ class Cascade:
                 self.noise_levels[level],
                 solver,
                 solver_info(name).calls(len(self.noise_levels[level]) - 1),
-                drawn={VIDEO: (3, *self.pyramid.extent(level))},
+                drawn=self._drawn(level).shapes,
                 turns=len(self.phases[level]),
+                then=self._drawn(level + 1) if level < self.stop else None,
             )
             video = state[VIDEO] * self.family.levels[level].scale
             if level < self.stop:
@@ -100,6 +101,10 @@ class Cascade:
                 for branch in self._live(branches, level + 1):
                     branch.finish(noisy)
         return video[:, :, : self.frames]
+
+    def _drawn(self, level: int) -> Drawn:
+        """The noise of a level: of its whole canvas, of which shorter videos take the first frames."""
+        return Drawn(level_name(level), {VIDEO: (3, *self.pyramid.extent(level))})
 
     def _noise_levels(self, level: int) -> Tensor:
         """The noise before each of a level's steps, and the 0 after the last."""

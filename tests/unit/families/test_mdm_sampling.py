@@ -10,6 +10,7 @@ from hpdm_core.errors import ConfigError
 from hpdm_core.families.mdm.config import MdmSample
 from hpdm_core.families.mdm.family import MdmFamily
 from hpdm_core.sampling.engine import run_plan, run_stage
+from hpdm_core.sampling.noise import Noise
 from hpdm_core.sampling.stage import Request
 from tests.support.tiny_mdm import EXTENTS, IMAGE, NEST, enliven, random_batch, sample, tiny_family, tiny_model
 
@@ -92,7 +93,7 @@ def test_all_levels_are_returned_from_one_joint_process():
     assert [tuple(v.shape[2:]) for v in joint] == list(EXTENTS)
     request = Request((0,), (1,))
     stage = next(family.plan(request, MdmSample(steps=(3,))))
-    state = run_stage(stage, (0,), "cpu")
+    state = run_stage(stage, Noise((0,), "cpu"))
     for k, form in enumerate(family.levels):
         assert torch.equal(state[f"level{k}"] * form.scale, joint[k])
     alone = sample(family, (0,), (1,), level=1, joint=False)
