@@ -18,6 +18,7 @@ twice as many steps: on Gaussian data more steps of their papers' DDIM and DDPM 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -171,10 +172,13 @@ def run_arm(arm: str, size: int, data: str, args: argparse.Namespace) -> dict[st
     classes = [name for name in known if name in model.header.classes]
     cost = outline(model, frames=None, size=None, **sampling(arm, args))
     made, seconds = make(model, classes, arm, out / "samples.npy", args)
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.family.named_children()}
     blank = None
     if not args.no_untrained:
-        blank, _ = make(untrained(model, args.device), classes, arm, out / "untrained.npy", args)
-    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.family.named_children()}
+        model = untrained(model, args.device)
+        gc.collect()  # the trained one, whose graphs hold as much memory as its own will
+        torch.cuda.empty_cache()
+        blank, _ = make(model, classes, arm, out / "untrained.npy", args)
     return {
         "arm": arm, "size": size, "data": data, "seed": args.seed, "budget_s": args.minutes * 60,
         "trained_s": lines[-1]["seconds"], "batch": config.train.batch_size,
