@@ -30,11 +30,14 @@ STRIDE = 61
 """One row in so many tells the size of a gradient; prime, so that rows of all places in a patch are among them."""
 
 LARGEST_SEEN = 2.0**8
-"""What the largest gradient in the sample becomes: 2^7.8 below e5m2's largest and 2^24 above its smallest number."""
+"""At most this the largest gradient in the sample becomes: 2^7.8 below e5m2's largest number, 2^24 above its least."""
+
+LARGEST_WEIGHT = 2.0**8
+"""At most this the largest weight becomes; e4m3 ends at 448."""
 
 
 class Float8Mlp(nn.Sequential):
-    """Linear, GELU, Linear, with float8 products where `normed_mlp` runs it under bf16 autocast."""
+    """Linear, GELU, Linear, with float8 products where `normed_mlp` trains it under bf16 autocast."""
 
     def product(self, x: Tensor, up_HI: Tensor, up_bias_H: Tensor) -> Tensor:
         """bf16 [..., O] of normalised x [..., I], by the first layer's weights as given (the norm's folded in)."""
@@ -79,7 +82,9 @@ class _Float8Mlp(torch.autograd.Function):
         dhidden_NH = torch.ops.aten.gelu_backward(active_NH, hidden_NH, approximate="tanh")
         # The scale is that of what GELU's derivative (at most 1.13) is still to be multiplied with, so that one kernel
         # can make both the product and its float8 copy.
-        dx_NI = _product(_by_sample(dhidden_NH, active_NH), up_HI.t())
+        dhidden = _by_sample(dhidden_NH, active_NH)
+        del active_NH
+        dx_NI = _product(dhidden, up_HI.t())
         down_gradient, up_gradient = dy_NO.t() @ _gelu(hidden_NH), dhidden_NH.t() @ x_NI
         return dx_NI, up_gradient, dhidden_NH.sum(0), down_gradient, dy_NO.sum(0)
 
@@ -91,23 +96,29 @@ def _gelu(x: Tensor) -> Tensor:
 def _product(rounded_a: tuple[Tensor, Tensor], b_MK: Tensor, bias_M: Tensor | None = None) -> Tensor:
     """a b^T + bias in bf16, of a [N, K] as rounded to float8 with its scale, and of bf16 b, rounded here."""
     a_NK, a_scale = rounded_a
-    b_scale = b_MK.abs().amax().float().clamp_min(1e-20) / torch.finfo(torch.float8_e4m3fn).max
-    b = _rounded(b_MK.float() / b_scale, torch.float8_e4m3fn).contiguous().t()
-    return torch._scaled_mm(a_NK, b, a_scale, b_scale, bias=bias_M, out_dtype=torch.bfloat16, use_fast_accum=True)
+    b_scale = _power_of_two(b_MK) / LARGEST_WEIGHT
+    b_KM = _rounded(b_MK, b_scale, torch.float8_e4m3fn).contiguous().t()
+    return torch._scaled_mm(a_NK, b_KM, a_scale, b_scale, bias=bias_M, out_dtype=torch.bfloat16, use_fast_accum=True)
 
 
 def _as_it_is(x: Tensor) -> tuple[Tensor, Tensor]:
     """(x in e4m3, 1)."""
-    return _rounded(x, torch.float8_e4m3fn), torch.ones((), device=x.device)
+    one = torch.ones((), device=x.device)
+    return _rounded(x, one, torch.float8_e4m3fn), one
 
 
 def _by_sample(x_NK: Tensor, like_NK: Tensor) -> tuple[Tensor, Tensor]:
     """(x in e5m2, what to multiply it by to get x back): the latter from some rows of `like`. Not finite stays so."""
-    scale = like_NK[::STRIDE].abs().amax().float().clamp_min(1e-20) / LARGEST_SEEN
-    return _rounded(x_NK.float() / scale, torch.float8_e5m2), scale
+    scale = _power_of_two(like_NK[::STRIDE]) / LARGEST_SEEN
+    return _rounded(x_NK, scale, torch.float8_e5m2), scale
 
 
-def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in a float8 dtype, what is too large at its largest number (a plain cast would give infinity or NaN)."""
+def _power_of_two(x: Tensor) -> Tensor:
+    """float32: the least one that no |x| exceeds; division by it is exact in bf16."""
+    return x.abs().amax().float().clamp_min(1e-20).log2().ceil().exp2()
+
+
+def _rounded(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """x / scale in a float8 dtype; what is too large becomes its largest number (a plain cast gives inf or NaN)."""
     largest = torch.finfo(dtype).max
-    return x.clamp(-largest, largest).to(dtype)
+    return (x / scale.to(x.dtype)).clamp_(-largest, largest).to(dtype)

@@ -29,10 +29,10 @@ def folded_linear(norm: nn.LayerNorm, linear: nn.Linear, x: Tensor) -> Tensor:
 
 
 def normed_mlp(norm: nn.LayerNorm, mlp: nn.Sequential, x: Tensor) -> Tensor:
-    """`mlp(norm(x))` of an MLP that begins with a linear layer."""
+    """`mlp(norm(x))` of an MLP that begins with a linear layer; in training by float8 products if it has them."""
     first, *rest = mlp
     assert isinstance(first, nn.Linear)
-    if isinstance(mlp, Float8Mlp) and torch.is_autocast_enabled(x.device.type):
+    if isinstance(mlp, Float8Mlp) and torch.is_grad_enabled() and torch.is_autocast_enabled(x.device.type):
         return mlp.product(_normalised(norm, x), *_folded(norm, first))
     x = normed_linear(norm, first, x)
     for layer in rest:

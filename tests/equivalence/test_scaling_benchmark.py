@@ -8,7 +8,7 @@ import pytest
 from benchmarks.scaling import ROWS, cases, curve_case, losses, run_case, timings
 
 TOY = Namespace(
-    ranks=2, device="cpu", preset="hpdm-smoke", mini="hpdm-smoke", batch=2, precision="fp32", compile=False,
+    ranks=2, device="cpu", preset="hpdm-smoke", mini="hpdm-smoke", batch=2, micro=None, precision="fp32", compile=False,
     steps=2, curve_steps=4, rows=ROWS,
 )  # fmt: skip
 
@@ -30,6 +30,12 @@ def test_rows_of_the_table(tmp_path):
         row = timings(case, outs)
         assert row["checkpoint_gb"] > 0
         assert row["step_ms"] == max(row["steps_ms"]) == pytest.approx(4e3 / row["videos_per_s"])
+
+
+def test_rows_in_several_passes():
+    table = cases(Namespace(**{**vars(TOY), "batch": 8, "micro": 2, "rows": ["ddp"]}))
+    assert [(case.batch, case.micro) for case in table] == [(16, 2)]
+    assert {"train.batch_size=16", "train.micro_batch=2"} <= set(table[0].overrides)
 
 
 def test_the_same_curve_on_one_and_two_ranks(tmp_path):

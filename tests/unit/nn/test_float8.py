@@ -66,7 +66,7 @@ def test_outputs_and_gradients_are_near_those_of_bf16(plain, low, size):
     """Gradients of all sizes: 1e-9 is below what float8 can hold, 1e9 above."""
     x, weight = torch.randn(3, 200, DIM), size * torch.randn(3, 200, DIM)
     found, exact = gradients(low, x, weight), gradients(plain, x, weight)
-    assert all(off(a, b) < 0.1 for a, b in zip(found, exact, strict=True))
+    assert all(off(a, b) < 0.15 for a, b in zip(found, exact, strict=True))
     assert all(off(a, b) > 0.01 for a, b in zip(found[:2], exact[:2], strict=True))  # it was in float8
 
 
@@ -93,9 +93,11 @@ def test_what_is_not_finite_stays_so(low, row):
     assert not all(value.isfinite().all() for value in gradients(low, x, weight))
 
 
-def test_without_autocast_it_is_the_plain_mlp(plain, low):
+def test_without_autocast_and_in_sampling_it_is_the_plain_mlp(plain, low):
     x = torch.randn(5, DIM)
     assert torch.equal(normed_mlp(*low, x), normed_mlp(*plain, x))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(normed_mlp(*low, x), normed_mlp(*plain, x))
 
 
 def test_compiled_it_is_the_same(low):
