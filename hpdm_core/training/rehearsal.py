@@ -32,7 +32,7 @@ from hpdm_core.conditioning.text import without_towers
 from hpdm_core.config.schema import RunConfig, TrainSection
 from hpdm_core.data.window import Batch, ClipView
 from hpdm_core.families.base import Phase, Role
-from hpdm_core.nn.precision import autocast
+from hpdm_core.nn.precision import Bf16Products, autocast
 from hpdm_core.rng import BatchStreams
 from hpdm_core.sampling.solvers import solver_info
 from hpdm_core.sampling.stage import Stage
@@ -290,11 +290,14 @@ class Rehearsal:
             before, done = done, (sum(ledger.flops.values()), ledger.kernels)
             return done[0] - before[0], done[1] - before[1]
 
+        self.family.eval().requires_grad_(False)
+        with self.fake, ledger, ledger.part("weights"):
+            products = Bf16Products(self.family.compile_units(), sample.precision)
         # Outside the fake mode: what does not touch the weights is small, and its values steer the tiling.
         ledger.restart()
-        with torch.no_grad(), autocast(CPU, sample.precision), ledger:
+        with torch.no_grad(), autocast(CPU, sample.precision), ledger, products.held():
             request = replace(one_video(self.config), sized_for="cuda")
-            plan = self.family.eval().requires_grad_(False).plan(request, sample)
+            plan = self.family.plan(request, sample)
             stage = next(plan)
             while True:
                 setup = spent()

@@ -149,15 +149,16 @@ class Tiles:
 
     chunk: tiles per network call. terms: per block, the fusion terms [U, N, D]. latents: of the step before.
     end: the first block that will not run; None where all do.
+    The branch is not kept: a cycle would keep its tensors on the GPU until Python looks for cycles.
     """
 
     def __init__(self, branch: Branch, grid: TileGrid, end: int | None = None) -> None:
-        self.branch, self.grid, self.level = branch, grid, grid.level
+        self.grid, self.level, self.fusion = grid, grid.level, branch.family.config.fusion
         self.end = len(branch.family.config.levels_per_block) if end is None else end
         self.device = torch.device(branch.cascade.request.device)
         self.units = len(branch.cascade.request.seeds) * len(grid)
         self.device_kind = branch.cascade.request.device_kind
-        self.chunk = self._chunk_size()
+        self.chunk = self._chunk_size(branch)
         self.latents: Tensor | None = None
         self.terms: dict[int, Tensor] = {}
         self.shallow: Tensor | None = None
@@ -166,10 +167,10 @@ class Tiles:
         if not branch.options.cache:
             self.chains = [branch.pyramid.parent_chain(self.level, tuple(o)) for o in grid.offsets]
             return
-        self.ancestors = self._ancestor_tiles()
-        self.terms = self._fusion_terms()
-        if branch.family.config.fusion == "shallow":
-            self.shallow = self._shallow_pixels()
+        self.ancestors = self._ancestor_tiles(branch)
+        self.terms = self._fusion_terms(branch)
+        if self.fusion == "shallow":
+            self.shallow = self._shallow_pixels(branch)
 
     def chunks(self) -> Iterator[tuple[Tensor, int]]:
         """Row indices in chunks of one fixed size; the last repeats its final row. Yields (rows, real count).
@@ -187,33 +188,36 @@ class Tiles:
 
     def shallow_rows(self, rows: Tensor, z: Tensor) -> Tensor | None:
         """The shallow baseline's extra input; zeros at level 0."""
-        if self.branch.family.config.fusion != "shallow":
+        if self.fusion != "shallow":
             return None
         return torch.zeros_like(z) if self.shallow is None else self.shallow[rows]
 
-    def _chunk_size(self) -> int:
+    def _chunk_size(self, branch: Branch) -> int:
         """The same for one video or many, all frames or the first: results must not depend on what is made beside."""
-        config, given = self.branch.family.config, self.branch.options.chunk
+        config, given = branch.family.config, branch.options.chunk
         if given is not None:
             return given if isinstance(given, int) else given[min(self.level, len(given) - 1)]
         most = MAX_CHUNK
         if self.device_kind == "cpu":
-            most = CPU_CHUNK_BYTES // (4 * config.token_dim * math.prod(self.branch.net.grid))
+            most = CPU_CHUNK_BYTES // (4 * config.token_dim * math.prod(branch.net.grid))
         return even_chunk(self.grid.per_time, most)
 
-    def _ancestor_tiles(self) -> list[np.ndarray]:
+    def _ancestor_tiles(self, branch: Branch) -> list[np.ndarray]:
         """Per coarser level k, int64 [N]: the tile of level k that each tile of this level reads from."""
-        grids = self.branch.cascade.grids
+        grids = branch.cascade.grids
         found = [self.grid.parents(grids[self.level - 1])]
         for k in range(self.level - 1, 0, -1):
             step = grids[k].parents(grids[k - 1])
             found.insert(0, step[found[0]])
         return found
 
-    def _fusion_terms(self) -> dict[int, Tensor]:
+    def _fusion_terms(self, branch: Branch) -> dict[int, Tensor]:
         """Per block, the fusion terms of every tile, [U, N, D]: mean context (eq. 7) and position."""
-        branch, config = self.branch, self.branch.family.config
-        deep, offsets = config.fusion == "deep", torch.from_numpy(self.grid.offsets).to(self.device)
+        config, deep, offsets = (
+            branch.family.config,
+            self.fusion == "deep",
+            torch.from_numpy(self.grid.offsets).to(self.device),
+        )
         # Where a tile lies is the same in every video, and so is how it reads from its ancestors.
         coordinates = normalised_coordinates(branch.pyramid, self.level, offsets, config.token).flatten(1, 3)
         ancestors = [torch.from_numpy(found).to(self.device) for found in self.ancestors]
@@ -224,7 +228,7 @@ class Tiles:
         done = 0
         for rows, count in self.chunks() if terms else ():
             videos, tiles = rows // len(self.grid), rows % len(self.grid)
-            maps = self._maps(tiles, offsets, ancestors) if deep else []
+            maps = self._maps(branch, tiles, offsets, ancestors) if deep else []
             for b in blocks:
                 term = branch.net.fusion_term(b, None, coordinates[tiles])
                 for k, matrices in enumerate(maps):
@@ -236,24 +240,22 @@ class Tiles:
             done += count
         return terms
 
-    def _maps(self, tiles: Tensor, offsets: Tensor, ancestors: list[Tensor]) -> list[list[Tensor]]:
+    def _maps(self, branch: Branch, tiles: Tensor, offsets: Tensor, ancestors: list[Tensor]) -> list[list[Tensor]]:
         """Per coarser level, the interpolation matrices of `tiles`."""
         found = []
         for k, ancestor in enumerate(ancestors):
-            coarse = torch.from_numpy(self.branch.cascade.grids[k].offsets).to(self.device)[ancestor[tiles]]
+            coarse = torch.from_numpy(branch.cascade.grids[k].offsets).to(self.device)[ancestor[tiles]]
             child = (self.level, offsets[tiles])
-            found.append(
-                interpolation_matrices(self.branch.pyramid, child, (k, coarse), self.branch.family.config.token)
-            )
+            found.append(interpolation_matrices(branch.pyramid, child, (k, coarse), branch.family.config.token))
         return found
 
-    def _shallow_pixels(self) -> Tensor:
+    def _shallow_pixels(self, branch: Branch) -> Tensor:
         """The level before's pixels at every tile, [U, C, t, h, w] (shallow fusion)."""
-        k, patch = self.level - 1, self.branch.pyramid.patch
-        canvas, parents = self.branch.canvases[k], self.branch.cascade.grids[k].offsets[self.ancestors[k]]
+        k, patch = self.level - 1, branch.pyramid.patch
+        canvas, parents = branch.canvases[k], branch.cascade.grids[k].offsets[self.ancestors[k]]
         windows = torch.stack([crop(canvas, tuple(o), patch) for o in parents], dim=1).flatten(0, 1)
         own, above = (torch.from_numpy(o).to(self.device).repeat(len(canvas), 1) for o in (self.grid.offsets, parents))
-        return shallow_context(self.branch.pyramid, (self.level, own), (k, above), windows)
+        return shallow_context(branch.pyramid, (self.level, own), (k, above), windows)
 
 
 def even_chunk(num_tiles: int, most: int) -> int:

@@ -62,27 +62,28 @@ class NestedUNet(nn.Module):
         if self.condition is not None:
             assert condition is not None
             condition, pooled = self.condition(condition)
-        outputs: list[Tensor] = [z[0]] * len(z)
-
-        def run(k: int, given_RCHW: Tensor | None) -> Tensor:
+        embeddings, waiting, given = [], [], None
+        read = [None if condition is None else condition.rows(slice(len(x))) for x in z]
+        for k in reversed(range(len(z))):  # inwards, from the outermost level
             level, batch = self._level(k), len(z[k])
             embedding = level.time(noise_B[:batch])
-            if pooled is not None:
-                embedding = embedding + pooled[:batch]
-            read = None if condition is None else condition.rows(slice(batch))
-            x, skips = level.encode(z[k], given_RCHW, embedding, read)
-            if level.to_inner is not None and level.from_inner is not None:
+            embeddings.append(embedding if pooled is None else embedding + pooled[:batch])
+            x, skips = level.encode(z[k], given, embeddings[-1], read[k])
+            waiting.append((x, skips))
+            if level.to_inner is not None:
                 frames = z[k - 1].shape[2]
                 speaking = batch if counts is None else counts[k]
-                sent = _pad_rows(level.to_inner(x)[: speaking * frames], len(z[k - 1]) * frames)
-                x = x + level.from_inner(run(k - 1, sent)[: batch * frames])
+                given = _pad_rows(level.to_inner(x)[: speaking * frames], len(z[k - 1]) * frames)
+        outputs: list[Tensor] = []
+        inner: Tensor | None = None
+        for k in range(len(z)):  # and back
+            level, embedding, (x, skips) = self._level(k), embeddings.pop(), waiting.pop()
+            if level.from_inner is not None and inner is not None:
+                x = x + level.from_inner(inner[: len(x)])
             elif level.middle is not None:
-                x = level.middle(x, embedding, read)
-            x = level.decode(x, skips, embedding, read)
-            outputs[k] = level.head(x, batch)
-            return x
-
-        run(len(z) - 1, None)
+                x = level.middle(x, embedding, read[k])
+            inner = level.decode(x, skips, embedding, read[k])
+            outputs.append(level.head(inner, len(z[k])))
         return outputs
 
     def trained_levels(self) -> int:
