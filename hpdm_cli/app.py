@@ -51,6 +51,7 @@ COMMANDS = {
 
 _CONTINUE = {"prepare-data", "train", "finetune-hires", "sample", "demo"}
 _CONTINUES = "; the same command again continues"
+_AGAIN = ", then run it again"
 _ANYWHERE = {"--traceback", "--verbose", "-v"}
 
 
@@ -86,13 +87,15 @@ class LazyGroup(TyperGroup):
             # A disk that is full or may not be written to is the machine's fault; anything nameless is a bug.
             if ctx.params.get("traceback") or not (error.filename or error.errno in FULL):
                 raise
-            then = _CONTINUES if ctx.invoked_subcommand in _CONTINUE else ", then run it again"
-            problem = EnvironmentProblem(
-                f"{error.strerror}: {error.filename or 'while writing'}",
-                hint=f"free some space{then}" if error.errno in FULL else "",
-            )
+            problem = _disk_problem(error, _CONTINUES if ctx.invoked_subcommand in _CONTINUE else _AGAIN)
             console.print_error(problem)
             raise typer.Exit(problem.exit_code) from error
+
+
+def _disk_problem(error: OSError, then: str) -> EnvironmentProblem:
+    """What a disk did not take, and what to do about it."""
+    hint = f"free some space{then}" if error.errno in FULL else ""
+    return EnvironmentProblem(f"{error.strerror}: {error.filename or 'while writing'}", hint=hint)
 
 
 def _load(name: str) -> Any:
@@ -192,3 +195,9 @@ def main() -> None:
     except Stopped as end:  # before or after the command itself
         console.print_note(f"stopped by {end}")
         sys.exit(StoppedOnRequest.exit_code)
+    except OSError as error:  # before the command itself only help and version are written, to stdout
+        if error.errno not in FULL:
+            raise
+        problem = _disk_problem(error, _AGAIN)
+        console.print_error(problem)
+        sys.exit(problem.exit_code)

@@ -56,14 +56,16 @@ class _Results(TextIOWrapper):
     def write(self, text: str, /) -> int:
         """Write `text`, or end the program."""
         try:
-            return super().write(text)
+            with naming("standard output"):
+                return super().write(text)
         except BrokenPipeError:
             raise self._drop() from None
 
     def flush(self) -> None:
         """Flush, or end the program."""
         try:
-            super().flush()
+            with naming("standard output"):
+                super().flush()
         except BrokenPipeError:
             raise self._drop() from None
 
@@ -101,8 +103,7 @@ def make_streams_safe() -> None:
 def print_result(text: str) -> None:
     """Write a result to stdout, as is, from rank 0."""
     if rank() == 0:
-        with naming("standard output"):
-            print(text, flush=True)
+        print(text, flush=True)
 
 
 def print_note(text: str) -> None:
