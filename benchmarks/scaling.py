@@ -3,7 +3,7 @@
     python -m benchmarks.scaling --json scaling.json              # all GPUs of this machine, HPDM-M, bf16, compiled
     python -m benchmarks.scaling --rows one,ddp --ranks 2         # these only: one, apart, ddp, ddp-sync, fsdp,
                                                                   # fsdp-kept, curve
-    python -m benchmarks.scaling --batch 96 --micro 24            # a step of four passes, as ucf101-m has on eight GPUs
+    python -m benchmarks.scaling --batch 96 --micro 24            # steps of four passes with one exchange
     python -m benchmarks.scaling --ranks 2 --device cpu --preset hpdm-smoke --mini hpdm-smoke --batch 2 --steps 4
 
 Every row is `hpdm_core.training.run.fit` itself, in processes of its own, on random patches that stay on the device:

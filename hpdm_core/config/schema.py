@@ -182,7 +182,7 @@ class TrainSection(Section):
     `auto` does without there.
     bf16_attention: run the attention kernel in bf16 whatever the precision; `whole`: with its projections.
     residual: what the streams between layers are kept in; `bf16` (only with `precision: bf16`) moves fewer bytes.
-    float8: products of MLPs at least 1024 wide in float8 (only with `precision: bf16`; Hopper GPUs and later).
+    float8: products of MLPs at least 1024 wide in float8 (only with `precision: bf16`; GPUs from Ada and Hopper on).
     fsdp_keep_weights: under `parallel: fsdp`, keep a block's weights gathered from its forward to its backward pass:
     one exchange less, for the memory of all weights.
     async_checkpoint: write checkpoints from a copy in host memory while training goes on.

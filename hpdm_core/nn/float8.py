@@ -1,12 +1,12 @@
-"""MLPs behind a norm whose large products run in float8, an option for GPUs that have it (Hopper and later).
+"""MLPs behind a norm whose large products run in float8, an option for GPUs that have it (Ada, Hopper and later).
 
     y = gelu(x A^T + a) B^T + b        x: normalised over its width I
 
 A float8 product is worth it only if rounding costs no passes over memory of its own. So nothing is measured where
-sizes are known: |x| is at most sqrt(I), which e4m3 (2^-9 to 448) holds as it is, and what GELU lets through is not
-much larger. Gradients have no natural size; e5m2 spans 2^32, which forgives a rough scale, and a sample of the rows
-gives that. Outputs and gradients of inputs are computed in float8; gradients of weights, which are sums over all tokens
-of a batch, in bf16.
+sizes are known: |x| is at most sqrt(I), which e4m3 (2^-9 to 448) holds as it is, and so does it what GELU lets through
+(cut at 448, which would take rows of weights of a norm above 14). Gradients have no natural size; e5m2 spans 2^32,
+which forgives a rough scale, and a sample of the rows gives that. Outputs and gradients of inputs are in float8;
+gradients of weights, which are sums over all tokens of a batch, in bf16.
 
 Shapes: N rows, I inputs, H hidden and O outputs of an MLP.
 """
@@ -59,7 +59,8 @@ def _is_wide(mlp: nn.Sequential) -> bool:
     match list(mlp):
         case [nn.Linear() as up, nn.GELU(approximate="tanh"), nn.Linear() as down]:
             widths = (*up.weight.shape, *down.weight.shape)
-            return min(widths) >= SMALLEST and all(width % 16 == 0 for width in widths)
+            aligned = all(width % 16 == 0 for width in widths)
+            return min(widths) >= SMALLEST and aligned and up.bias is not None and down.bias is not None
     return False
 
 
@@ -108,7 +109,10 @@ def _as_it_is(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_sample(x_NK: Tensor, like_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """(x in e5m2, what to multiply it by to get x back): the latter from some rows of `like`. Not finite stays so."""
+    """(x in e5m2, what to multiply it by to get x back): the latter from some rows of `like`.
+
+    An infinity beside those rows is cut as well: the gradients of weights, which are in bf16, still show it.
+    """
     scale = _power_of_two(like_NK[::STRIDE]) / LARGEST_SEEN
     return _rounded(x_NK, scale, torch.float8_e5m2), scale
 

@@ -21,6 +21,8 @@ from hpdm_core.nn.devices import compile_units
 from hpdm_core.nn.float8 import SMALLEST, use_float8
 from hpdm_core.nn.precision import autocast, residual_dtype
 
+FLOAT8_SINCE = (8, 9)
+
 
 @contextmanager
 def computing(train: TrainSection, device: torch.device) -> Iterator[None]:
@@ -41,6 +43,8 @@ def apply_switches(family: Family, train: TrainSection) -> None:
             f"family {family.name!r} names no blocks to compile or checkpoint",
             hint="set train.compile, train.activation_checkpointing and train.float8 to false",
         )
+    if train.float8:
+        check_float8(next(family.parameters()).device)
     if train.float8 and not use_float8(units):
         raise ConfigError(
             f"train.float8 has nothing to do: no MLP of this model is {SMALLEST} wide at all its layers",
@@ -51,6 +55,16 @@ def apply_switches(family: Family, train: TrainSection) -> None:
             unit.forward = _recomputed(unit.forward)
     if train.compile:
         compile_units(units)
+
+
+def check_float8(device: torch.device) -> None:
+    """Raise ConfigError for a GPU that has no float8 products; a CPU rounds as they would."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < FLOAT8_SINCE:
+        raise ConfigError(
+            f"train.float8 needs a GPU of compute capability {'.'.join(map(str, FLOAT8_SINCE))} or later, "
+            f"which {torch.cuda.get_device_name(device)} is not",
+            hint="set train.float8 to false",
+        )
 
 
 def _recomputed(forward: Any) -> Any:

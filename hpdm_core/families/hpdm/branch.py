@@ -64,6 +64,7 @@ class Branch:
     def finish(self, noisy_BCTHW: Tensor) -> None:
         """Keep what finer levels need of the finished level: its block inputs on its tiles, or just its pixels."""
         level, form, sigma = self.level, self.family.levels[self.level], self.cascade.context_sigma
+        finished, self.tiles = self.tiles, {}  # they are large: gone before the next level's are made
         self.canvases.append(form.network_input(noisy_BCTHW, sigma))
         self.features.append({})
         if not self.options.cache or self.family.config.fusion != "deep":
@@ -71,7 +72,7 @@ class Branch:
         grid = self.cascade.grids[level]
         kept: dict[int, list[Tensor]] = {}
         keep = tuple(b for b, n in enumerate(self.family.config.levels_per_block) if n > level + 1)
-        tiles = self.tiles.get(grid) or Tiles(self, grid, end=max(keep))
+        tiles = finished.get(grid) or Tiles(self, grid, end=max(keep))
         for rows, count in tiles.chunks():
             windows = form.network_input(grid.gather_rows(noisy_BCTHW, rows), sigma)
             out = self._level_forward(tiles, windows, rows, sigma, keep)

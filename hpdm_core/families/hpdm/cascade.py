@@ -79,7 +79,8 @@ class Cascade:
         branches = self._branches()
         video = torch.empty(0)
         for level, grid in enumerate(self.grids):
-            for branch in self._live(branches, level):
+            del branches[self._live(level) :]
+            for branch in branches:
                 branch.enter(level)
             name = self._entry(self.options.solver, level)
             offered = {"churn": self.options.churn, "eta": self.options.eta}
@@ -98,7 +99,7 @@ class Cascade:
             video = state[VIDEO] * self.family.levels[level].scale
             if level < self.stop:
                 noisy = self._context_state(video, level)
-                for branch in self._live(branches, level + 1):
+                for branch in branches[: self._live(level + 1)]:
                     branch.finish(noisy)
         return video[:, :, : self.frames]
 
@@ -149,14 +150,13 @@ class Cascade:
     def _branches(self) -> list[Branch]:
         """The conditional branch, and the null (or negative) one if any level is guided."""
         branches = [Branch(self, self.family.wanted(self.request))]
-        if any(self._guided(level) for level in range(self.stop + 1)):
+        if self._live(0) > 1:
             branches.append(Branch(self, self.family.unwanted(self.request)))
         return branches
 
-    def _live(self, branches: list[Branch], level: int) -> list[Branch]:
-        """The branches that are still asked from `level` on: the null one no longer than any level is guided."""
-        guided = any(self._guided(finer) for finer in range(level, self.stop + 1))
-        return branches if guided else branches[:1]
+    def _live(self, level: int) -> int:
+        """How many branches are still asked from `level` on: the null one no longer than any level is guided."""
+        return 2 if any(self._guided(finer) for finer in range(level, self.stop + 1)) else 1
 
     def _guided(self, level: int) -> bool:
         return asks(self.request) and self._entry(self.options.guidance, level) != 1.0

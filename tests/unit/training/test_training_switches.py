@@ -1,5 +1,7 @@
 """Precision, checkpointed activations and compilation, applied from outside."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 from hpdm_core.errors import ConfigError, EnvironmentProblem
 from hpdm_core.training.distributed import pick_device
 from hpdm_core.training.run import fit
-from hpdm_core.training.switches import apply_switches, computing
+from hpdm_core.training.switches import apply_switches, check_float8, computing
 from tests.support.toy import ToyFamily, ToyModel, ToySource, read_log, toy_config
 
 
@@ -100,6 +102,15 @@ def test_float8_is_refused_where_no_layer_is_wide():
     config = toy_config(precision="bf16", float8=True)
     with pytest.raises(ConfigError, match="nothing to do"):
         apply_switches(ToyFamily(config.model), config.train)
+
+
+@pytest.mark.parametrize(("capability", "has_it"), [((8, 0), False), ((8, 9), True), ((9, 0), True)])
+def test_float8_is_refused_by_gpus_without_it(monkeypatch, capability, has_it):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
+    with nullcontext() if has_it else pytest.raises(ConfigError, match=r"8\.9 or later, which Card is not"):
+        check_float8(torch.device("cuda"))
+    check_float8(torch.device("cpu"))
 
 
 def test_a_cuda_graph_is_refused_on_the_cpu(tmp_path):
