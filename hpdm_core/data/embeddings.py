@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from hpdm_core.data.disk import naming
 from hpdm_core.data.store import VideoStore
 from hpdm_core.errors import DataError, StoreMismatch
 
@@ -131,24 +132,29 @@ def write_embeddings(
         partial = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write_arrays(partial, encode(captions))
-        about = {"format": FORMAT, "fingerprint": store.fingerprint, "captions": len(captions)}
-        text = json.dumps({**about, "encoder": asdict(identity)}, indent=1, sort_keys=True)
-        (partial / ABOUT).write_text(text + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
+        try:
+            _write_arrays(partial, encode(captions))
+            about = {"format": FORMAT, "fingerprint": store.fingerprint, "captions": len(captions)}
+            text = json.dumps({**about, "encoder": asdict(identity)}, indent=1, sort_keys=True)
+            with naming(partial / ABOUT):
+                (partial / ABOUT).write_text(text + "\n", encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.replace(folder)
+        finally:  # gone where all went well; where it did not, a full disk needs its space
+            shutil.rmtree(partial, ignore_errors=True)
     return TextEmbeddings(folder, identity, captions)
 
 
 def _write_arrays(folder: Path, rows: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
-    starts, pooled = [0], []
-    with (folder / "tokens.f16").open("wb") as file:
+    starts, pooled, tokens = [0], [], folder / "tokens.f16"
+    with naming(tokens), tokens.open("wb") as file:
         for states, vector in rows:
             file.write(np.ascontiguousarray(states, dtype=np.float16).tobytes())
             starts.append(starts[-1] + len(states))
             pooled.append(vector.astype(np.float16))
-    np.save(folder / "starts.npy", np.array(starts, dtype=np.int64))
-    np.save(folder / "pooled.npy", np.stack(pooled))
+    for name, array in (("starts.npy", np.array(starts, dtype=np.int64)), ("pooled.npy", np.stack(pooled))):
+        with naming(folder / name):
+            np.save(folder / name, array)
 
 
 def _abouts(store: VideoStore) -> list[tuple[Path, dict[str, Any]]]:

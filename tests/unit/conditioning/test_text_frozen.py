@@ -1,5 +1,11 @@
 """A pretrained tower: loaded from a file as a user would, every silent trap of open_clip an error."""
 
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
 import pytest
 import torch
 
@@ -7,7 +13,7 @@ from hpdm_core.conditioning.clip import load_tower, tower_config, tower_shape
 from hpdm_core.conditioning.text import FrozenEncoder, TextTokens
 from hpdm_core.conditioning.tokenizer import tower_numbers
 from hpdm_core.config.schema import FrozenText
-from hpdm_core.data.embeddings import find_embeddings
+from hpdm_core.data.embeddings import FOLDER, EncoderIdentity, find_embeddings, write_embeddings
 from hpdm_core.data.prepare import PrepareOptions, prepare_store
 from hpdm_core.data.store import VideoStore
 from hpdm_core.errors import ConfigError, DataError, IncompatibleCheckpoint, StoreMismatch, WeightsMissing
@@ -158,6 +164,30 @@ def test_embeddings_beside_the_store_are_what_the_tower_says(files, store):
             near, far = told([caption], stored)[0][told([caption])[1]], told([caption])[0][told([caption])[1]]
         torch.testing.assert_close(near, far, atol=5e-3, rtol=5e-3)
     assert not found.read("")["mask"].any()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("name", ["tokens.f16", "starts.npy", "pooled.npy"])
+def test_a_full_disk_names_the_file_and_leaves_no_part(name, tmp_path):
+    store = VideoStore.open(make_store(tmp_path / "store"))
+    identity = EncoderIdentity(ARCH, "0" * 64, False, "tower.pt", WIDTH, POOLED, CONTEXT)
+    kept = []
+
+    def encode(captions):
+        (folder,) = (store.path / FOLDER).iterdir()
+        kept.append(folder)
+        if name != "tokens.f16":
+            (folder / name).symlink_to("/dev/full")
+        for _ in captions:
+            yield np.zeros((3, WIDTH), np.float16), np.zeros(POOLED, np.float16)
+
+    full = nullcontext()
+    if name == "tokens.f16":  # it is open before the first caption is read
+        full = patch.object(Path, "open", lambda path, mode: os.fdopen(os.open("/dev/full", os.O_WRONLY), mode))
+    with full, pytest.raises(OSError, match="No space left") as caught:
+        write_embeddings(store, identity, encode)
+    assert caught.value.filename == str(kept[0] / name)
+    assert not kept[0].exists()
 
 
 def test_other_embeddings_are_not_taken_for_these(files, store):
