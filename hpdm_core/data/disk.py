@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -45,6 +46,24 @@ def appearing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     with replacing(path, partial):
         yield partial
+
+
+@contextmanager
+def appearing_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, which takes its place at the end. Where the block fails, all is as before."""
+    partial, old = (folder.with_name(f".{folder.name}.{word}") for word in ("tmp", "old"))
+    for leftover in (partial, old):
+        if leftover.exists():  # of a process that was killed
+            shutil.rmtree(leftover)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():  # a folder cannot take the place of a full one
+            folder.replace(old)
+        partial.replace(folder)
+    finally:  # gone where all went well; where it did not, a full disk needs its space
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from hpdm_core.data.disk import naming
+from hpdm_core.data.disk import appearing_folder, naming
 from hpdm_core.data.store import VideoStore
 from hpdm_core.errors import DataError, StoreMismatch
 
@@ -129,19 +128,12 @@ def write_embeddings(
     folder = store.path / FOLDER / identity.key
     old = dict(_abouts(store)).get(folder)
     if old is None or old["fingerprint"] != store.fingerprint:
-        partial = folder.with_name(folder.name + ".tmp")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
+        about = {"format": FORMAT, "fingerprint": store.fingerprint, "captions": len(captions)}
+        text = json.dumps({**about, "encoder": asdict(identity)}, indent=1, sort_keys=True)
+        with appearing_folder(folder) as partial:
             _write_arrays(partial, encode(captions))
-            about = {"format": FORMAT, "fingerprint": store.fingerprint, "captions": len(captions)}
-            text = json.dumps({**about, "encoder": asdict(identity)}, indent=1, sort_keys=True)
             with naming(partial / ABOUT):
                 (partial / ABOUT).write_text(text + "\n", encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.replace(folder)
-        finally:  # gone where all went well; where it did not, a full disk needs its space
-            shutil.rmtree(partial, ignore_errors=True)
     return TextEmbeddings(folder, identity, captions)
 
 
@@ -159,7 +151,9 @@ def _write_arrays(folder: Path, rows: Iterator[tuple[np.ndarray, np.ndarray]]) -
 
 def _abouts(store: VideoStore) -> list[tuple[Path, dict[str, Any]]]:
     files = sorted((store.path / FOLDER).glob(f"*/{ABOUT}"))
-    return [(f.parent, json.loads(f.read_text(encoding="utf-8"))) for f in files if f.parent.suffix != ".tmp"]
+    return [
+        (f.parent, json.loads(f.read_text(encoding="utf-8"))) for f in files if f.parent.suffix not in (".tmp", ".old")
+    ]
 
 
 def _matches(encoder: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from hpdm_core.data.backends import open_container
-from hpdm_core.data.disk import appearing, naming
+from hpdm_core.data.disk import appearing, appearing_folder, naming
 from hpdm_core.errors import DataError
 
 Metadata = Mapping[str, Any]
@@ -84,21 +83,9 @@ def write_png_frames(folder: Path, video_THWC: np.ndarray, metadata: Metadata | 
     video = _checked(video_THWC)
     if folder.exists() and not _holds_only_frames(folder):
         raise DataError(f"{folder} is in the way: it is no folder of frames", hint="move it, or choose another folder")
-    partial, old = (folder.with_name(f".{folder.name}.{word}") for word in ("tmp", "old"))
-    for leftover in (partial, old):
-        if leftover.exists():  # of a run that was killed
-            shutil.rmtree(leftover)
-    partial.mkdir(parents=True)
-    try:
-        with naming(folder):
-            for number, frame in enumerate(video):
-                write_png(partial / f"{number:05d}.png", frame, metadata)
-            if folder.exists():  # a folder cannot take the place of a full one
-                folder.replace(old)
-            partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    with naming(folder), appearing_folder(folder) as partial:
+        for number, frame in enumerate(video):
+            write_png(partial / f"{number:05d}.png", frame, metadata)
 
 
 def _holds_only_frames(folder: Path) -> bool:

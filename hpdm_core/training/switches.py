@@ -45,11 +45,11 @@ def apply_switches(family: Family, train: TrainSection) -> None:
         )
     if train.float8:
         check_float8(next(family.parameters()).device)
-    if train.float8 and not use_float8(units):
-        raise ConfigError(
-            f"train.float8 has nothing to do: no MLP of this model is {SMALLEST} wide at all its layers",
-            hint="set train.float8 to false; float8 pays only for wide products",
-        )
+        if not use_float8(units):
+            raise ConfigError(
+                f"train.float8 has nothing to do: no MLP of this model is {SMALLEST} wide at all its layers",
+                hint="set train.float8 to false; float8 pays only for wide products",
+            )
     for unit in units:
         if train.activation_checkpointing:
             unit.forward = _recomputed(unit.forward)

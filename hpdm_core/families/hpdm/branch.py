@@ -214,11 +214,8 @@ class Tiles:
 
     def _fusion_terms(self, branch: Branch) -> dict[int, Tensor]:
         """Per block, the fusion terms of every tile, [U, N, D]: mean context (eq. 7) and position."""
-        config, deep, offsets = (
-            branch.family.config,
-            self.fusion == "deep",
-            torch.from_numpy(self.grid.offsets).to(self.device),
-        )
+        config, deep = branch.family.config, self.fusion == "deep"
+        offsets = torch.from_numpy(self.grid.offsets).to(self.device)
         # Where a tile lies is the same in every video, and so is how it reads from its ancestors.
         coordinates = normalised_coordinates(branch.pyramid, self.level, offsets, config.token).flatten(1, 3)
         ancestors = [torch.from_numpy(found).to(self.device) for found in self.ancestors]

@@ -101,10 +101,8 @@ def test_all_calls_of_a_step_are_told_its_number():
 
 def test_options_reach_the_solver():
     quiet = run_stage(stage(solver="ddim"), Noise([0], "cpu"))["small"]
-    sigmas = LogNormal(sigma_max=5.0).grid(4)
-    loud = run_stage(Stage("first", SHAPES, shrink, sigmas, Solver("ddim", {"eta": 1.0}), 4), Noise([0], "cpu"))[
-        "small"
-    ]
+    full = replace(stage(), solver=Solver("ddim", {"eta": 1.0}))
+    loud = run_stage(full, Noise([0], "cpu"))["small"]
     assert torch.equal(loud, run_stage(stage(), Noise([0], "cpu"))["small"])
     assert not torch.equal(quiet, loud)
 
