@@ -114,9 +114,9 @@ def measure_speed(row: SpeedRow, preset: str, device: str, overrides: Sequence[s
         if row.mode == "plain":
             stack.enter_context(plain_tiles())
         stack.enter_context(Bf16Products(family.compile_units(), row.precision).held())
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # before the warm-up: graphs' own memory counts at capture
         for steps in ({"steps": [2]}, {}):  # two steps meet both phases
-            if device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
             levels, finish = timed_levels(model, row, device, {**changes, **steps})
     total = sum(level["setup_s"] + level["seconds"] for level in levels) + finish
     peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None

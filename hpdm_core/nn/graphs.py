@@ -5,7 +5,9 @@ Graphs are kept with the module whose weights they read, for as long as those we
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,7 +26,7 @@ class Replay:
     """
 
     def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor | None], pool: Any = None) -> None:
-        self.inputs = [None if tensor is None else tensor.clone() for tensor in inputs]
+        self.inputs = _places(inputs)
         device = next(tensor.device for tensor in inputs if tensor is not None)
         # Without autocast's cache of cast weights: it is emptied where autocast ends, the graph stays.
         dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
@@ -70,12 +72,24 @@ def replayed(module: nn.Module, key: Hashable, function: Callable[..., Any], inp
     if module not in _kept or _kept[module].weights != weights:
         _kept[module] = Kept(weights)
     kept = _kept[module]
-    shapes = tuple(None if t is None else (t.shape, t.dtype) for t in inputs)
     modes = (torch.is_autocast_enabled("cuda"), torch.get_float32_matmul_precision())
-    found = (key, shapes, modes)
+    found = (key, _shapes(inputs), modes)
     if found not in kept.replays:
         kept.replays[found] = Replay(function, inputs, kept.pool)
     return kept.replays[found](inputs)
+
+
+_rehearsed: ContextVar[dict[Hashable, list[Tensor | None]] | None] = ContextVar("rehearsed", default=None)
+
+
+@contextmanager
+def rehearsed_places() -> Iterator[None]:
+    """Inside, `called` with `graphs` keeps places for the inputs and captures nothing: what a rehearsal counts."""
+    token = _rehearsed.set({})
+    try:
+        yield
+    finally:
+        _rehearsed.reset(token)
 
 
 def called(
@@ -83,4 +97,16 @@ def called(
 ) -> Any:
     """`function(*inputs)`; with `graphs` and inputs on a GPU `replayed`, and so overwritten by the next call."""
     on_gpu = any(tensor is not None and tensor.is_cuda for tensor in inputs)
-    return replayed(module, key, function, inputs) if graphs and on_gpu else function(*inputs)
+    if graphs and on_gpu:
+        return replayed(module, key, function, inputs)
+    if graphs and (kept := _rehearsed.get()) is not None and (found := (module, key, _shapes(inputs))) not in kept:
+        kept[found] = _places(inputs)
+    return function(*inputs)
+
+
+def _places(inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.clone() for tensor in inputs]
+
+
+def _shapes(inputs: Sequence[Tensor | None]) -> Hashable:
+    return tuple(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in inputs)

@@ -19,7 +19,13 @@ from hpdm_core.sampling.stage import Outline
 from hpdm_core.training.distributed import World
 from hpdm_core.training.ema import tracks_of
 from hpdm_core.training.graph import graph_obstacle
-from hpdm_core.training.measured import GPU_TFLOPS, SECONDS_PER_KERNEL, WORKSPACE, fastest
+from hpdm_core.training.measured import (
+    GPU_TFLOPS,
+    SECONDS_PER_KERNEL,
+    SECONDS_PER_REPLAYED_KERNEL,
+    WORKSPACE,
+    fastest,
+)
 from hpdm_core.training.plan import sampling_outline
 from hpdm_core.training.rehearsal import Rehearsal, StepCost
 from hpdm_core.training.run import rank_rows
@@ -171,16 +177,20 @@ def _role(rehearsal: Rehearsal, phase: Phase, index: int, gpus: int, memory: flo
     largest = max(int(micro * free / parts["activations"] / (1 + MARGIN)), 0)
     return RoleEstimate(
         phase.name, phase.roles[index].name, rows, micro, cost.total_flops, blocks,
-        level_flops(rehearsal.family, cost), parts, _step_seconds(cost, train, rows, scale, launched=not replayed),
+        level_flops(rehearsal.family, cost), parts, _step_seconds(cost, train, rows, scale, replayed=replayed),
         max((m for m in range(1, rows + 1) if rows % m == 0 and m <= largest), default=0),
     )  # fmt: skip
 
 
-def _step_seconds(cost: StepCost, train: TrainSection, rows: int, scale: float, *, launched: bool) -> float:
-    """Micro-batches one after another, each as fast as FLOPs or the host's launches (not of a graph) allow."""
+def _step_seconds(cost: StepCost, train: TrainSection, rows: int, scale: float, *, replayed: bool) -> float:
+    """Micro-batches one after another, each as fast as FLOPs or the number of its kernels allow."""
     rate = fastest(train.precision, bool(train.bf16_attention), train.compile).tflop_per_s * 1e12 * scale
     work = cost.total_flops * cost.micro_batch / rate
-    return rows // cost.micro_batch * max(work, launched * cost.kernels * SECONDS_PER_KERNEL)
+    return rows // cost.micro_batch * max(work, cost.kernels * _seconds_per_kernel(replayed))
+
+
+def _seconds_per_kernel(replayed: bool) -> float:
+    return SECONDS_PER_REPLAYED_KERNEL if replayed else SECONDS_PER_KERNEL
 
 
 def _sharded(parts: Mapping[str, int], family: Family, gpus: int, *, kept: bool) -> dict[str, int]:
@@ -230,7 +240,7 @@ def _split(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
 def _sampling(rehearsal: Rehearsal, outline: Outline, scale: float) -> tuple[StageEstimate, ...]:
     sample = rehearsal.config.sample
     rate = fastest(sample.precision, False, sample.compile).tflop_per_s * 1e12 * scale
-    per_kernel = 0.0 if sample.graphs else SECONDS_PER_KERNEL
+    per_kernel = _seconds_per_kernel(sample.graphs)
     found = []
     for stage, cost in zip(outline.stages, rehearsal.stages(), strict=True):
         once = max(cost.setup_flops / rate, cost.setup_kernels * SECONDS_PER_KERNEL)

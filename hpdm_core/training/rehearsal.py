@@ -32,6 +32,7 @@ from hpdm_core.conditioning.text import without_towers
 from hpdm_core.config.schema import RunConfig, TrainSection
 from hpdm_core.data.window import Batch, ClipView
 from hpdm_core.families.base import Phase, Role
+from hpdm_core.nn.graphs import rehearsed_places
 from hpdm_core.nn.precision import Bf16Products, autocast
 from hpdm_core.rng import BatchStreams
 from hpdm_core.sampling.solvers import solver_info
@@ -279,7 +280,7 @@ class Rehearsal:
     def stages(self) -> list[StageCost]:
         """The stages of one video at the config's sampling settings, each called once, or once for every turn.
 
-        Network calls are as large as on a GPU.
+        Network calls are as large as on a GPU, and with `sample.graphs` their inputs have places of their own.
         """
         sample, costs = self.config.sample, []
         ledger = self.ledger
@@ -295,7 +296,7 @@ class Rehearsal:
             products = Bf16Products(self.family.compile_units(), sample.precision)
         # Outside the fake mode: what does not touch the weights is small, and its values steer the tiling.
         ledger.restart()
-        with torch.no_grad(), autocast(CPU, sample.precision), ledger, products.held():
+        with torch.no_grad(), autocast(CPU, sample.precision), ledger, products.held(), rehearsed_places():
             request = replace(one_video(self.config), sized_for="cuda")
             plan = self.family.plan(request, sample)
             stage = next(plan)

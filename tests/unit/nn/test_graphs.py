@@ -89,3 +89,19 @@ def test_a_call_that_overwrites_the_last_result_spoils_nothing(monkeypatch, tiny
     for site in (branch, clips, joint):
         monkeypatch.setattr(site, "called", into_one_place)
     assert torch.equal(tiny.sample(family, [0, 1], [1, 2], **options), wanted)
+
+
+def test_a_rehearsal_keeps_one_place_for_each_input_of_each_graph(monkeypatch):
+    made = []
+    monkeypatch.setattr(graphs, "_places", lambda inputs: made.append([None if t is None else t.shape for t in inputs]))
+    net = nn.Linear(3, 3)
+
+    def call(rows, *, captured=True):
+        return graphs.called(net, "level", lambda x, mask: net(x), (torch.ones(rows, 3), None), graphs=captured)
+
+    call(2)
+    with graphs.rehearsed_places():
+        outputs = [call(2), call(2), call(4), call(5, captured=False)]
+    call(2)
+    assert made == [[(2, 3), None], [(4, 3), None]]
+    assert torch.equal(outputs[0], net(torch.ones(2, 3)))
