@@ -329,7 +329,7 @@ def main() -> None:
             seconds = time.perf_counter() - started
             rows += [{**row, "steps": args.steps, "seconds": seconds} for row in found]
             print(f"seed {seed}: {seconds:.0f} s", flush=True)
-            write_json(args.json, rows)
+            write_json(args.json, rows, args.device)
     print(table(rows))
 
 

@@ -31,7 +31,7 @@ import torch
 
 from benchmarks.learned import save_grid, untrained
 from benchmarks.levels import level_chunks
-from benchmarks.machine import machine_facts
+from benchmarks.machine import write_json
 from hpdm_core.config.schema import RunConfig
 from hpdm_core.data.store import VideoStore
 from hpdm_core.errors import StoppedOnRequest
@@ -342,7 +342,7 @@ def main() -> None:
         files = [folder(args, arm, size, data) / "row.json" for arm in SHARES]  # of other commands too
         rows += [json.loads(file.read_text()) for file in files if file.exists()]
         sheet(args, size, data)
-    (args.out / f"families-{data}.json").write_text(json.dumps({"machine": machine_facts(), "rows": rows}, indent=1))
+    write_json(args.out / f"families-{data}.json", rows, args.device)
     print(table(rows))
     sys.exit(worst)
 

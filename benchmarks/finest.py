@@ -152,7 +152,7 @@ def main() -> None:
     for name, row in found["rows"].items():
         print(f"{name:20s} rFD {row['rfd']:9.3f}   outlines {row['outlines']:6.2f}   grain {row['grain']:5.2f}")
     print({key: value for key, value in found.items() if key != "rows"})
-    write_json(args.json, [found], checkpoint={"sha256": model.sha256, "step": model.header.step})
+    write_json(args.json, [found], args.device, checkpoint={"sha256": model.sha256, "step": model.header.step})
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ def main():
     show(rows)
     if args.svg is not None:
         args.svg.write_text(svg(rows))
-    write_json(args.json, rows, clips=len(clips), frames=args.frames, side=SIDE)
+    write_json(args.json, rows, args.device, clips=len(clips), frames=args.frames, side=SIDE)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def main() -> None:
             for noise in args.noise:
                 rows.append(measure(model, batch, level, noise, args.share))
                 print("  ".join(f"{k} {v:8.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()))
-    write_json(args.json, rows)
+    write_json(args.json, rows, args.device)
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ def main() -> None:
             row = {"preset": preset, "batch": batch, "error": (run.stderr.strip().splitlines() or ["killed"])[-1]}
         rows.append({**row, "suite": args.suite})
         print(shown(rows[-1]), flush=True)
-    write_json(args.json, rows)
+    write_json(args.json, rows, args.device)
     sys.exit(1 if args.suite == "presets" and any("error" in row for row in rows) else 0)
 
 

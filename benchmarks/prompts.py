@@ -168,7 +168,7 @@ def main() -> None:
     model = load_model(args.ckpt) if args.ckpt else None
     checkpoint = {"sha256": model.sha256, "step": model.header.step} if model else None
     rows = measure(model, args)
-    write_json(args.out, rows, checkpoint=checkpoint, steps=args.steps, level=args.level)
+    write_json(args.out, rows, args.device, checkpoint=checkpoint, steps=args.steps, level=args.level)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ plain loop over tiles. `quality` samples a trained model that tiles at many sett
 distance on random features (levels.py; comparable within the table only) and seam ratios, with network calls and the
 seconds of one video (with `--batch 1` the mean of all, without another run). A model of texts is given the captions of
 --data. `--table` also writes what `hpdm sample --budget` reads: put it beside the weights as sampling.json. Rows that a
-file holds are kept. `times` adds another kind of device to a table: the distances stay, the seconds are measured there.
+file holds of the same commit, machine and model are kept. `times` adds another kind of device to a table: the distances
+stay, the seconds are measured there.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import numpy as np
 import torch
 
 from benchmarks.levels import usual_options
-from benchmarks.machine import machine_facts, write_json
+from benchmarks.machine import machine_facts, stored_rows, write_json
 from benchmarks.plain_tiles import plain_tiles
 from hpdm_core.conditioning.text import without_towers
 from hpdm_core.config.schema import Extent, SampleSection
@@ -278,14 +279,18 @@ def write_table(path: Path, table: dict[str, Any]) -> None:
     path.write_text(json.dumps(table, indent=1) + "\n")
 
 
-def kept_rows(path: Path | None) -> list[dict[str, Any]]:
-    """Rows that an earlier, interrupted command wrote."""
-    return json.loads(path.read_text())["rows"] if path is not None and path.is_file() else []
+def kept_times(path: Path, table: dict[str, Any]) -> dict[str, Any]:
+    """The times that the table at `path` holds for the same settings of the same weights, by kind of device."""
+    if not path.is_file():
+        return {}
+    old = json.loads(path.read_text())
+    same = [row["options"] for row in old["rows"]] == [row["options"] for row in table["rows"]]
+    return old["times"] if same and old["model_sha256"] == table["model_sha256"] else {}
 
 
 def run_speed(args: argparse.Namespace) -> None:
     """The table of times."""
-    started, results = time.perf_counter(), kept_rows(args.json)
+    started, results = time.perf_counter(), stored_rows(args.json, args.device, preset=args.preset, set=args.overrides)
     rows = speed_rows(load_run_config(args.preset, tuple(args.overrides)).sample)
     modes, precisions = args.modes.split(","), args.precisions.split(",")
     for row in (row for row in rows if row.mode in modes and row.precision in precisions):
@@ -303,7 +308,7 @@ def run_speed(args: argparse.Namespace) -> None:
             torch.cuda.empty_cache()
             torch.compiler.reset()
         print(show_speed(old or results[-1]), flush=True)
-        write_json(args.json, results)
+        write_json(args.json, results, args.device, preset=args.preset, set=args.overrides)
 
 
 def run_quality(args: argparse.Namespace) -> None:
@@ -311,8 +316,9 @@ def run_quality(args: argparse.Namespace) -> None:
     from benchmarks.levels import RandomFeatures, hpdm_of, real_levels
     from hpdm_core.data.store import VideoStore
 
-    started, results = time.perf_counter(), kept_rows(args.json)
-    model = load_model(args.ckpt, device=args.device)
+    started, model = time.perf_counter(), load_model(args.ckpt, device=args.device)
+    measured = {"model_sha256": model.sha256, "num": args.num}
+    results = stored_rows(args.json, args.device, **measured)
     features = RandomFeatures(args.device)
     store = VideoStore.open(args.data)
     reals, _, clips = real_levels(store, hpdm_of(model).pyramid, args.num)
@@ -326,9 +332,10 @@ def run_quality(args: argparse.Namespace) -> None:
         if old is None:
             results.append(measure_quality(model, reals, real_features, features, options, args.batch, texts))
         print(show_quality(name, old or results[-1]), flush=True)
-        write_json(args.json, results, model_sha256=model.sha256, num=args.num)
+        write_json(args.json, results, args.device, **measured)
     if args.table is not None and results:
         table = budget_table(model, results, args.num)
+        table["times"] = kept_times(args.table, table)
         add_times(table, model, pick_device(args.device), [row["seconds"] for row in results])
         write_table(args.table, table)
 

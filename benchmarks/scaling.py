@@ -253,7 +253,7 @@ def main() -> None:
         raw = json.loads(args.rank_of)
         run_rank(Case(**{**raw, "overrides": tuple(raw["overrides"])}), args.out)
         return
-    facts = machine_facts()
+    facts = machine_facts(args.device)
     batch = f"batch {args.batch} a rank" + (f" in passes of {args.micro}" if args.micro else "")
     print(f"{facts['device']}, torch {facts['torch']}; {args.preset}, {args.precision}, {batch}")
     rows: list[dict[str, Any]] = []
@@ -265,14 +265,16 @@ def main() -> None:
             if rows[0]["name"] == "one":
                 row["efficiency"] = row["videos_per_s"] / case.ranks / rows[0]["videos_per_s"]
             print(show(row), flush=True)
-            write_json(args.json, rows)
+            write_json(args.json, rows, args.device)
         if "curve" not in args.rows:
             return
         curves = [losses(*run_case(curve_case(args, ranks), folder)) for ranks in (1, args.ranks)]
     difference = float(np.max(np.abs(curves[1] / curves[0] - 1)))
     print(f"loss curve of {args.mini}: {len(curves[0])} steps, {curves[0][0]:.4f} to {curves[0][-1]:.4f};", end=" ")
     print(f"1 rank against {args.ranks}: largest relative difference {difference:.1e}")
-    write_json(args.json, rows, curve={"losses": [c.tolist() for c in curves], "largest_difference": difference})
+    write_json(
+        args.json, rows, args.device, curve={"losses": [c.tolist() for c in curves], "largest_difference": difference}
+    )
 
 
 def show(row: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import machine_facts, write_json
+from benchmarks.machine import stored_rows, write_json
 from benchmarks.plain_hpdm import make_plain
 from hpdm_core.config.schema import RunConfig
 from hpdm_core.data.window import Batch
@@ -261,14 +261,6 @@ def show(result: dict[str, Any]) -> str:
     )
 
 
-def stored_rows(path: Path | None) -> list[dict[str, Any]]:
-    """The rows that `path` holds from this commit on this machine."""
-    if path is None or not path.is_file():
-        return []
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return stored["rows"] if stored["machine"] == machine_facts() else []
-
-
 def described(values: dict[str, Any]) -> str:
     """What a row is, apart from what was measured."""
     return json.dumps({field.name: values[field.name] for field in dataclasses.fields(Row)}, sort_keys=True)
@@ -298,7 +290,7 @@ def main() -> None:
     if args.preset:
         attention, overrides = {"core": True, "whole": "whole", None: False}[args.bf16_attention], tuple(args.overrides)
         rows = [Row(args.preset, args.preset, args.precision, attention, args.compile, args.batch, overrides)]
-    started, results = time.perf_counter(), stored_rows(args.json)
+    started, results = time.perf_counter(), stored_rows(args.json, args.device)
     done = {described(result) for result in results}
     for row in rows:
         if described(dataclasses.asdict(row)) in done:
@@ -314,7 +306,7 @@ def main() -> None:
         with contextlib.suppress(RuntimeError):
             gc.collect()
             torch.cuda.empty_cache()
-        write_json(args.json, results)
+        write_json(args.json, results, args.device)
     sys.exit(0 if results else 1)
 
 

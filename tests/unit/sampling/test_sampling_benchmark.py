@@ -87,6 +87,10 @@ def test_the_command_writes_its_table_and_keeps_the_rows_it_has(tmp_path, capsys
     main([*words, "--deadline", "0"])
     assert json.loads(path.read_text())["rows"] == table["rows"]
     assert capsys.readouterr().out == printed
+    path.write_text(json.dumps({**table, "machine": {**table["machine"], "commit": "another"}}))
+    main([*words, "--deadline", "0"])
+    assert json.loads(path.read_text())["rows"] == table["rows"]  # nothing was run, and nothing taken for this commit's
+    assert capsys.readouterr().out.count("past the deadline") == 4
 
 
 def test_the_table_of_qualities_is_what_a_budget_chooses_from(tmp_path):
@@ -113,6 +117,12 @@ def test_the_table_of_qualities_is_what_a_budget_chooses_from(tmp_path):
     again = load_table(model)
     assert again.times["cuda"].rows == found.times["cpu"].rows
     assert len(again.times["cpu"].rows) == len(again.rows) == 2
+    quality = ["quality", *words, "--data", str(store), "--num", "2", "--solvers", "euler", "--tilings", "none"]
+    main([*quality, "--steps", "2;1", "--json", str(tmp_path / "rows.json")])
+    assert set(load_table(model).times) == {"cpu", "cuda"}  # the same settings measured again
+    main([*quality, "--steps", "1"])
+    assert set(load_table(model).times) == {"cpu"}  # other settings
+    main([*quality, "--steps", "2;1"])
     save_weights(path, build_family(config).state_dict(), WeightsHeader(plain_config(config)))
     with pytest.raises(SystemExit, match="other weights"):
         main(["times", *words])
