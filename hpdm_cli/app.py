@@ -6,18 +6,15 @@ command runs or shows its own help.
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import time
 from importlib import import_module
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from hpdm_cli import console
+from hpdm_cli.stopping import Stopped, raise_on_signals
 from hpdm_core.data.disk import FULL
 from hpdm_core.errors import EnvironmentProblem, HpdmError, StoppedOnRequest
 from hpdm_core.version import __version__
@@ -53,10 +50,6 @@ _CONTINUE = {"prepare-data", "train", "finetune-hires", "sample", "demo"}
 _CONTINUES = "; the same command again continues"
 _AGAIN = ", then run it again"
 _ANYWHERE = {"--traceback", "--verbose", "-v"}
-
-
-class Stopped(BaseException):
-    """SIGTERM or SIGHUP, by name. No Exception: on its way up nothing may take it for a failure of its own."""
 
 
 class LazyGroup(TyperGroup):
@@ -146,46 +139,10 @@ for _name, (_, _help) in COMMANDS.items():
     app.command(_name, help=_help)(lambda: None)
 
 
-class _RaiseStopped:
-    """A signal handler: `with` and `finally` blocks run, then one line says why, and the exit code is fixed."""
-
-    REPEAT_SECONDS = 1.0
-
-    def __init__(self) -> None:
-        self._process = os.getpid()
-        self._last = float("-inf")
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Raise Stopped, in the process that installed the handler."""
-        if os.getpid() != self._process:  # a forked worker: it ends as it would without a handler
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        # `timeout` signals the process and then its group; the second would cut short what the first set off.
-        now = time.monotonic()
-        if now - self._last >= self.REPEAT_SECONDS:
-            self._last = now
-            raise Stopped(signal.Signals(number).name)
-
-
-def _stop_on_signals() -> None:
-    """Let SIGTERM and SIGHUP raise Stopped, unless the caller had them ignored. Training has a handler of its own.
-
-    A rank keeps the default: it may be waiting for others in native code, where no handler runs, and its launcher
-    speaks for it.
-    """
-    if "RANK" in os.environ:
-        return
-    handler = _RaiseStopped()
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, handler)
-
-
 def main() -> None:
     """Entry point of the console script. `--traceback` and `--verbose` may stand anywhere."""
     console.make_streams_safe()
-    _stop_on_signals()
+    raise_on_signals()
     args = sys.argv[1:]
     end = args.index("--") if "--" in args else len(args)
     flags = [arg for arg in args[:end] if arg in _ANYWHERE]

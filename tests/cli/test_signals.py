@@ -178,8 +178,8 @@ def test_under_nohup_a_hangup_is_ignored(place: Path) -> None:
 def test_a_forked_worker_and_a_rank_end_as_without_a_handler(tmp_path: Path) -> None:
     fork = """
 import os, signal
-from hpdm_cli import app
-app._stop_on_signals()
+from hpdm_cli import stopping
+stopping.raise_on_signals()
 child = os.fork()
 if not child:
     os.kill(os.getpid(), signal.SIGTERM)
@@ -188,7 +188,7 @@ assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
 """
     worker = Program(tmp_path, code=fork)
     assert (worker.end(), worker.errors) == (0, "")
-    rank = Program(tmp_path, code="import os, signal; from hpdm_cli import app; app._stop_on_signals(); "
+    rank = Program(tmp_path, code="import os, signal; from hpdm_cli import stopping; stopping.raise_on_signals(); "
                    "os.kill(os.getpid(), signal.SIGTERM)", RANK="0")  # fmt: skip
     assert (rank.end(), rank.errors) == (-signal.SIGTERM, "")
 
