@@ -169,7 +169,7 @@ def _role(rehearsal: Rehearsal, phase: Phase, index: int, gpus: int, memory: flo
     cost = rehearsal.step(phase, phase.roles[index], rows, micro, resident=rows > micro or gpus > 1)
     parts = {**cost.peak, "workspace": WORKSPACE}
     if _shards(train, gpus) > 1:
-        parts = _sharded(parts, rehearsal.family, gpus, kept=train.fsdp_keep_weights)
+        parts = _sharded(parts, rehearsal.family, gpus, kept=train.fsdp_keep_weights, accumulated=rows > micro)
     blocks = block_flops(rehearsal.family, cost)
     world = World(torch.device("cuda"), size=gpus)
     replayed = train.cuda_graph and not graph_obstacle(rehearsal.family, phase, world, rows, micro)
@@ -193,11 +193,17 @@ def _seconds_per_kernel(replayed: bool) -> float:
     return SECONDS_PER_REPLAYED_KERNEL if replayed else SECONDS_PER_KERNEL
 
 
-def _sharded(parts: Mapping[str, int], family: Family, gpus: int, *, kept: bool) -> dict[str, int]:
-    """Parts under FSDP2: state divided, two blocks gathered at a time (`kept`: all), the rest gathered throughout."""
+def _sharded(
+    parts: Mapping[str, int], family: Family, gpus: int, *, kept: bool, accumulated: bool
+) -> dict[str, int]:  # fmt: skip
+    """Parts under FSDP2: state divided, two blocks gathered at a time (`kept`: all), the rest gathered throughout.
+
+    accumulated: over several micro-batches, of which the last one divides the gradients; they are whole until then.
+    """
     units = [sum(p.numel() * 4 for p in unit.parameters()) for unit in family.compile_units()]
     rest = sum(p.numel() * 4 for p in family.parameters()) - sum(units)
-    shared = {name: parts[name] // gpus for name in ("weights", "gradients", "moments", "averages")}
+    divided = ("weights", "moments", "averages") if accumulated else ("weights", "gradients", "moments", "averages")
+    shared = {name: parts[name] // gpus for name in divided}
     largest = max(units, default=0)
     return {**parts, **shared, "gathered": rest + (sum(units) + largest if kept else 3 * largest)}
 

@@ -72,7 +72,7 @@ SECONDS_PER_KERNEL = 35e-6
 """Host time of one operator where the GPU waits for it: batch-1 step over its operators; varies by 20 % and more."""
 
 SECONDS_PER_REPLAYED_KERNEL = 7.5e-6
-"""The same where a CUDA graph replays it, on an H100: sampling calls of PVDM-L (15.0 ms, 1,937 operators) and of
+"""The same where a CUDA graph replays it, on an H100: sampling calls of a U-Net (15.0 ms, 1,937 operators) and of
 HPDM-M's level 0 (4.4 ms, 582), commit 8198fad: too small to be bound by FLOPs."""
 
 

@@ -9,20 +9,21 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from hpdm_cli.app import app
 from hpdm_core.families.weights import load_model
 
 
-def hpdm(*args, cwd, **env):
-    """Run the command line in `cwd` without a GPU; returns the finished process."""
+def hpdm(*args, cwd, starter=(), **env):
+    """Run the command line in `cwd` without a GPU; returns the finished process. `starter`: words of a launcher."""
     env = {k: v for k, v in os.environ.items() if k != "HPDM_DATA"} | {
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         **env,
     }
-    command = [sys.executable, "-m", "hpdm_cli", *args]
+    command = [sys.executable, *starter, "-m", "hpdm_cli", *args]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
 
 
@@ -142,6 +143,18 @@ def test_several_processes_keep_the_exit_code_and_continue_as_one(place):
     assert "world_size changed from 2 to 1" in alone.stderr
     log = (place / "many" / "log.jsonl").read_text().splitlines()
     assert [json.loads(text)["step"] for text in log] == list(range(1, steps + 2))
+
+
+def test_plain_torchrun_trains_as_nproc_does(place):
+    """Two ranks under torchrun's own command give the weights of `--nproc 2`, bit for bit."""
+    sets = ("--set", "train.max_steps=3", "--device", "cpu")
+    line = ("train", "--preset", "hpdm-smoke", *sets, "--out")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = hpdm(*line, "torchrun", cwd=place, starter=torchrun)
+    assert done.returncode == 0, done.stderr
+    assert hpdm(*line, "nproc", "--nproc", "2", cwd=place).returncode == 0
+    ours, theirs = (load_model(place / out).family.state_dict() for out in ("torchrun", "nproc"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize(

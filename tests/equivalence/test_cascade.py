@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from benchmarks.plain_tiles import plain_tiles
 from hpdm_core.conditioning.conditions import Condition
 from hpdm_core.diffusion.process import corrupt
 from hpdm_core.errors import ConfigError
@@ -213,7 +214,16 @@ def test_costs_of_the_paper_in_block_evaluations():
     assert [s.calls for s in outline.stages] == [255, 64, 32]
 
 
-@pytest.mark.parametrize("options", [{}, {"overlap": "full", "window": "smooth"}, {"cache": False, "overlap": "none"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"overlap": "full", "window": "smooth"},
+        {"cache": False, "overlap": "none"},
+        {"solver": ("dpmpp_2m", "euler"), "phases": "alternate", "steps": (6, 4, 3)},  # as the presets sample
+        *({"solver": (name,), "steps": (8, 8, 8)} for name in ("heun", "euler", "ddim", "ancestral", "dpmpp_2m")),
+    ],
+)
 def test_an_oracle_network_recovers_a_known_video_through_the_whole_cascade(options, monkeypatch):
     """The network's output replaced by the exact target of a known video, tile by tile, at every noise level."""
     family = tiny_family()
@@ -233,6 +243,16 @@ def test_an_oracle_network_recovers_a_known_video_through_the_whole_cascade(opti
         video = run_plan(only.stages(), (0,), "cpu")
         torch.testing.assert_close(video, level_video(truth, family.pyramid, level), atol=2e-4, rtol=0)
     assert cascade.stop == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"phases": "alternate"}, {"overlap": "full", "window": "smooth"}])
+def test_a_plain_loop_over_tiles_gives_the_same_video(options):
+    """The baseline that the benchmark of sampling is beside."""
+    family = tiny_family()
+    batched = sample(family, [0, 3], [1, 2], **options)
+    with plain_tiles():
+        looped = sample(family, [0, 3], [1, 2], **options)
+    torch.testing.assert_close(looped, batched, atol=1e-5, rtol=0)
 
 
 def test_self_conditioning_feeds_each_tiles_own_latents_back(monkeypatch):

@@ -177,9 +177,9 @@ def test_classes_are_dropped_at_the_promised_rate(monkeypatch):
     family = tiny_pvdm.tiny_family(condition={"kind": "class", "num_classes": 4, "drop": 0.25})
     seen, embed = [], family.labels.forward
     monkeypatch.setattr(family.labels, "forward", lambda labels: seen.append(labels) or embed(labels))
-    for start in range(0, 2400, 400):
+    for start in range(0, 10_000, 400):
         losses(family, "denoiser", positions=list(range(start, start + 400)))
-    assert (torch.cat(seen) == NULL).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert (torch.cat(seen) == NULL).float().mean().item() == pytest.approx(0.25, abs=0.015)
 
 
 def test_l1_and_psnr_are_means_over_clips_and_so_the_same_in_any_parts_of_a_batch():

@@ -136,6 +136,11 @@ def test_gpus_share_the_batch_and_the_days() -> None:
     assert four.network_bytes_per_step == int(1.5 * four.peak.bytes["gradients"])
     sharded = estimate(config_of("hpdm-smoke", "train.batch_size=8", "train.parallel=fsdp"), gpus=4)
     assert sharded.peak.bytes["moments"] * 3 < four.peak.bytes["moments"]
+    micros = estimate(
+        config_of("hpdm-smoke", "train.batch_size=8", "train.micro_batch=1", "train.parallel=fsdp"), gpus=4
+    )
+    assert micros.peak.bytes["gradients"] == four.peak.bytes["gradients"]  # whole until the last of two
+    assert sharded.peak.bytes["gradients"] * 3 < four.peak.bytes["gradients"]
     with pytest.raises(ConfigError):
         estimate(config, gpus=3)
 
