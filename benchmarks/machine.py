@@ -11,16 +11,20 @@ from typing import Any
 
 import torch
 
+from hpdm_core.nn.devices import pick_device
+
 
 def machine_facts(device: str | None = None) -> dict[str, Any]:
     """Device, software versions and the commit of this checkout (`unknown` outside a repository).
 
-    device: what is measured, "cuda" or "cpu"; without it the GPU, if there is one.
+    device: what is measured, as the commands name it; without it, and as "auto", the GPU, if there is one.
     """
-    on_gpu = torch.cuda.is_available() and (device is None or torch.device(device).type == "cuda")
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    measured = pick_device(device)
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True, check=False
+    )
     return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(measured) if measured.type == "cuda" else platform.processor() or "cpu",
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -36,9 +40,19 @@ def write_json(path: Path | None, rows: list[dict[str, Any]], device: str | None
 
 
 def stored_rows(path: Path | None, device: str | None = None, **extra: Any) -> list[dict[str, Any]]:
-    """The rows that `write_json` left at `path` for this commit, machine, device and `extra`; others do not count."""
+    """The rows that `write_json` left at `path` for this commit, machine, device and `extra`.
+
+    Others do not count, and move out of the way.
+    """
     if path is None or not path.is_file():
         return []
     stored = json.loads(path.read_text(encoding="utf-8"))
     rows = stored.pop("rows")
-    return rows if stored == {"machine": machine_facts(device), **extra} else []
+    if stored == {"machine": machine_facts(device), **extra}:
+        return rows
+    kept = path.with_suffix(".old.json")
+    path.replace(kept)
+    print(
+        f"{path}: its {len(rows)} rows are of another commit, machine or model, and lie in {kept.name} now", flush=True
+    )
+    return []

@@ -284,8 +284,8 @@ def kept_times(path: Path, table: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     old = json.loads(path.read_text())
-    same = [row["options"] for row in old["rows"]] == [row["options"] for row in table["rows"]]
-    return old["times"] if same and old["model_sha256"] == table["model_sha256"] else {}
+    same = [row["options"] for row in old.get("rows", [])] == [row["options"] for row in table["rows"]]
+    return old.get("times", {}) if same and old.get("model_sha256") == table["model_sha256"] else {}
 
 
 def run_speed(args: argparse.Namespace) -> None:

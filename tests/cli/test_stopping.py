@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -66,13 +67,71 @@ os._exit(0)
 """
 
 
+LATER = """
+import logging, sys
+from hpdm_core.training.guard import StopRequest
+
+def put_off(number, handler=signal.getsignal(signal.SIGTERM)):
+    \"\"\"As if the signal had come while a lock was taken.\"\"\"
+    frame = type("Frame", (), {"f_globals": {"__name__": "threading"}, "f_lasti": 0,
+                               "f_code": type("Code", (), {"co_name": "__enter__"})})
+    handler(number, frame)
+
+def outcome(act):
+    started = time.monotonic()
+    try:
+        act()
+        kind = "nothing"
+    except (stopping.Stopped, KeyboardInterrupt) as end:
+        kind = f"{type(end).__name__}({end})"
+    return kind, "late" if time.monotonic() - started > 2.5 else "in time"
+
+def held(lock):
+    with lock:
+        time.sleep(5)
+
+# A lock that somebody keeps: patience ends.
+output = logging.StreamHandler()
+thread = threading.Thread(target=held, args=(output.lock,), daemon=True)
+thread.start()
+time.sleep(0.1)
+signalled_after(0.1, signal.SIGTERM)
+print(*outcome(lambda: output.handle(logging.makeLogRecord({}))))
+# The first signal is the cause, and nothing comes after what was raised for it.
+def both():
+    put_off(signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)
+print(*outcome(both))
+print(*outcome(lambda: time.sleep(0.2)))
+# Who listens by now hears what was put off.
+request = StopRequest()
+def listen():
+    put_off(signal.SIGTERM)
+    with request.listening():
+        time.sleep(0.2)
+print(*outcome(listen), request.reason)
+# An alarm that is not ours means nothing; a timer does not outlive the handler.
+print(*outcome(lambda: (os.kill(os.getpid(), signal.SIGALRM), time.sleep(0.1))))
+import atexit
+atexit.register(lambda: time.sleep(0.3))
+stopping.TICK_SECONDS = 0.5
+put_off(signal.SIGTERM)
+"""
+
+EXIT = """
+threading.Thread(target=time.sleep, args=(20,)).start()
+signalled_after(0.3, signal.SIGTERM)
+"""
+
+
 def run(code: str) -> list[str]:
     env = {k: v for k, v in os.environ.items() if k != "RANK"}
 
     def settle() -> None:  # as a terminal's program has them, whatever the tests were started with
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     command = [sys.executable, "-u", "-c", START + code]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, preexec_fn=settle)
@@ -89,3 +148,19 @@ def test_whoever_waits_is_woken() -> None:
     lines = run(WAITING)
     assert len(lines) == 18
     assert all(line.endswith("raised") for line in lines), lines
+
+
+def test_what_is_put_off_comes_once_in_time_and_to_whoever_listens() -> None:
+    assert run(LATER) == [
+        "Stopped(SIGTERM) in time",
+        "Stopped(SIGTERM) in time",
+        "nothing in time",
+        "nothing in time received SIGTERM",
+        "nothing in time",
+    ]
+
+
+def test_threads_that_are_still_at_work_do_not_keep_a_stopped_program() -> None:
+    started = time.monotonic()
+    run(EXIT)
+    assert time.monotonic() - started < 15

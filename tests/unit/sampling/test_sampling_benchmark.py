@@ -89,8 +89,9 @@ def test_the_command_writes_its_table_and_keeps_the_rows_it_has(tmp_path, capsys
     assert capsys.readouterr().out == printed
     path.write_text(json.dumps({**table, "machine": {**table["machine"], "commit": "another"}}))
     main([*words, "--deadline", "0"])
-    assert json.loads(path.read_text())["rows"] == table["rows"]  # nothing was run, and nothing taken for this commit's
-    assert capsys.readouterr().out.count("past the deadline") == 4
+    assert capsys.readouterr().out.count("past the deadline") == 4  # nothing was taken for this commit's
+    assert not path.exists()
+    assert json.loads(path.with_suffix(".old.json").read_text())["rows"] == table["rows"]
 
 
 def test_the_table_of_qualities_is_what_a_budget_chooses_from(tmp_path):
