@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.levels import RandomFeatures, hpdm_of, real_levels, rfd, sample_levels
-from benchmarks.machine import machine_facts
+from benchmarks.machine import write_json
 
 ARMS: dict[str, tuple[str, ...]] = {
     "deep": (),
@@ -98,7 +98,7 @@ def main() -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         codes = list(pool.map(lambda pair: subprocess.run([*command, "--one", pair], check=False).returncode, todo))
     results = [json.loads(path.read_text()) for path in done if path.exists()]
-    (args.out / "ablation.json").write_text(json.dumps({"machine": machine_facts(), "rows": results}, indent=1))
+    write_json(args.out / "ablation.json", results)
     for row in results:
         scores = "  ".join(f"{score:9.3f}" for score in row["rfd_by_level"])
         losses = "  ".join(f"{value:7.3f}" for value in row["loss_by_level"].values())

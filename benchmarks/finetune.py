@@ -20,7 +20,7 @@ import torch
 from benchmarks.ablation import SIZE, prepare
 from benchmarks.curves import alone
 from benchmarks.levels import RandomFeatures, real_levels, rfd, sample_levels
-from benchmarks.machine import machine_facts
+from benchmarks.machine import write_json
 from hpdm_core.config.schema import RunConfig
 from hpdm_core.data.store import VideoStore
 from hpdm_core.families.hpdm.config import HpdmModel
@@ -106,7 +106,7 @@ def main() -> None:
     prepare(args.out / "train", args.clips, seed=1)
     prepare(args.out / "test", args.num, seed=2)
     rows = [row for seed in range(args.seeds) for row in run_seed(seed, args)]
-    (args.out / "finetune.json").write_text(json.dumps({"machine": machine_facts(), "rows": rows}, indent=1))
+    write_json(args.out / "finetune.json", rows)
     (args.out / "finetune.svg").write_text(chart(rows))
     for row in rows:
         scores = "  ".join(f"{value:9.3f}" for value in row["rfd_by_level"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hpdm_core.data.shard import write_text
 from hpdm_core.nn.devices import pick_device
 
 
@@ -33,10 +34,10 @@ def machine_facts(device: str | None = None) -> dict[str, Any]:
 
 
 def write_json(path: Path | None, rows: list[dict[str, Any]], device: str | None = None, **extra: Any) -> None:
-    """Write rows and the facts of the machine that measured them on `device`; no path, no file."""
+    """Write rows and the facts of the machine that measured them on `device`, whole or not at all; no path, no file."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"machine": machine_facts(device), **extra, "rows": rows}, indent=1) + "\n")
+        write_text(path, json.dumps({"machine": machine_facts(device), **extra, "rows": rows}, indent=1) + "\n")
 
 
 def stored_rows(path: Path | None, device: str | None = None, **extra: Any) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ from benchmarks.machine import machine_facts, stored_rows, write_json
 from benchmarks.plain_tiles import plain_tiles
 from hpdm_core.conditioning.text import without_towers
 from hpdm_core.config.schema import Extent, SampleSection
+from hpdm_core.data.shard import write_text
 from hpdm_core.families.generate import outline, sample_options
 from hpdm_core.families.hpdm.config import HpdmSample
 from hpdm_core.families.registry import build_family, load_run_config
@@ -276,7 +277,7 @@ def add_times(table: dict[str, Any], model: LoadedModel, device: torch.device, s
 
 def write_table(path: Path, table: dict[str, Any]) -> None:
     """Leave the table of settings where `hpdm sample --budget` finds it."""
-    path.write_text(json.dumps(table, indent=1) + "\n")
+    write_text(path, json.dumps(table, indent=1) + "\n")
 
 
 def kept_times(path: Path, table: dict[str, Any]) -> dict[str, Any]:
@@ -290,7 +291,8 @@ def kept_times(path: Path, table: dict[str, Any]) -> dict[str, Any]:
 
 def run_speed(args: argparse.Namespace) -> None:
     """The table of times."""
-    started, results = time.perf_counter(), stored_rows(args.json, args.device, preset=args.preset, set=args.overrides)
+    measured = {"preset": args.preset, "set": args.overrides}
+    started, results = time.perf_counter(), stored_rows(args.json, args.device, **measured)
     rows = speed_rows(load_run_config(args.preset, tuple(args.overrides)).sample)
     modes, precisions = args.modes.split(","), args.precisions.split(",")
     for row in (row for row in rows if row.mode in modes and row.precision in precisions):
@@ -308,7 +310,7 @@ def run_speed(args: argparse.Namespace) -> None:
             torch.cuda.empty_cache()
             torch.compiler.reset()
         print(show_speed(old or results[-1]), flush=True)
-        write_json(args.json, results, args.device, preset=args.preset, set=args.overrides)
+        write_json(args.json, results, args.device, **measured)
 
 
 def run_quality(args: argparse.Namespace) -> None:

@@ -193,16 +193,14 @@ def _seconds_per_kernel(replayed: bool) -> float:
     return SECONDS_PER_REPLAYED_KERNEL if replayed else SECONDS_PER_KERNEL
 
 
-def _sharded(
-    parts: Mapping[str, int], family: Family, gpus: int, *, kept: bool, accumulated: bool
-) -> dict[str, int]:  # fmt: skip
+def _sharded(parts: Mapping[str, int], family: Family, gpus: int, *, kept: bool, accumulated: bool) -> dict[str, int]:
     """Parts under FSDP2: state divided, two blocks gathered at a time (`kept`: all), the rest gathered throughout.
 
     accumulated: over several micro-batches, of which the last one divides the gradients; they are whole until then.
     """
     units = [sum(p.numel() * 4 for p in unit.parameters()) for unit in family.compile_units()]
     rest = sum(p.numel() * 4 for p in family.parameters()) - sum(units)
-    divided = ("weights", "moments", "averages") if accumulated else ("weights", "gradients", "moments", "averages")
+    divided = ("weights", "moments", "averages", *(() if accumulated else ("gradients",)))
     shared = {name: parts[name] // gpus for name in divided}
     largest = max(units, default=0)
     return {**parts, **shared, "gathered": rest + (sum(units) + largest if kept else 3 * largest)}
