@@ -132,7 +132,10 @@ class RoleOptimizer:
     def step(self, lr: float | Tensor, norm: Tensor, found_inf: Tensor) -> None:
         """Clip by `norm` and update; where `found_inf` is 1 nothing changes, without asking the host."""
         if self.section.clip_norm is not None:
-            clip_grads_with_norm_(self.params.values(), self.section.clip_norm, norm)
+            if isinstance(self.optimizer, Lamb):  # it clips where it reads them, which saves a pass
+                self.optimizer.grad_factor = (self.section.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            else:
+                clip_grads_with_norm_(self.params.values(), self.section.clip_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # The attributes that torch's fused optimisers read when a GradScaler drives them.
