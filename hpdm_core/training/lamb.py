@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,7 @@ class Lamb(Optimizer):
 
     Setting `found_inf` to a device scalar before `step` makes that step a no-op on the device where it is 1:
     weights, moments and counters stay. Gradients count `grad_factor` times, a device scalar: how they are clipped.
+    They may be multiplied in place or not.
     """
 
     found_inf: Tensor | None = None
@@ -54,6 +54,11 @@ class Lamb(Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": True}
         super().__init__(params, defaults)
         self._kernels: dict[tuple[int, ...], LambKernels] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copies and pickles hold what torch keeps of an optimiser; kernels are made again."""
+        super().__setstate__(state)
+        self._kernels = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -115,9 +120,10 @@ class Lamb(Optimizer):
         factor = torch.ones((), device=device) if self.grad_factor is None else self.grad_factor
         scalars = torch.stack([self._rate(group, device), factor, kept])
         options = {**betas, "eps": group["eps"], "decay": group["weight_decay"]}
-        squares = kernels.first(tensors, biases, scalars, options)
-        ratios = _trust_ratios(squares, like=params[0]) if group["adapt"] else torch.ones_like(squares[0])
-        kernels.second(ratios, biases, scalars, options)
+        with torch.cuda.device_of(biases):  # Triton launches on the current device
+            squares = kernels.first(tensors, biases, scalars, options)
+            ratios = _trust_ratios(squares, like=params[0]) if group["adapt"] else torch.ones_like(squares[0])
+            kernels.second(ratios, biases, scalars, options)
 
     def _rate(self, group: dict[str, Any], device: torch.device) -> Tensor:
         return torch.ones((), device=device).mul_(group["lr"])
@@ -134,19 +140,31 @@ def fits_kernels(*tensors: Sequence[Tensor]) -> bool:
 
 @functools.cache
 def kernels_work(device: torch.device) -> bool:
-    """Whether Triton can run them on `device`: it compiles what launches them, and not every machine lets it."""
+    """Whether Triton can run them on `device`, on every rank: two ways of rounding would let replicas drift apart."""
+    failure = _kernels_fail(device)
+    works = torch.tensor(float(not failure), device=device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(works, op=dist.ReduceOp.MIN)
+    if not works:
+        logger.warning(
+            "LAMB takes torch's passes, slower at small batches: Triton does not run on %s (it needs a C compiler and"
+            " Python's headers)",
+            f"this rank: {failure}" if failure else "another rank",
+        )
+    return bool(works)
+
+
+def _kernels_fail(device: torch.device) -> str:
+    """What Triton says if it cannot compile and launch; its errors have no class in common."""
     try:
         from hpdm_core.training.lamb_kernels import LambKernels
 
         LambKernels([1], device).try_out()
-    except (ImportError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        logger.warning(
-            "LAMB takes torch's passes, slower at small batches, because Triton does not run (a C compiler and"
-            " Python's headers are what it needs): %s", reason,
-        )  # fmt: skip
-        return False
-    return True
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # those are not Triton's
+        raise
+    except Exception as error:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return ""
 
 
 def _local(tensor: Tensor) -> Tensor:

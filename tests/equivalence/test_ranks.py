@@ -17,7 +17,7 @@ from tests.support.toy import ToySource, read_log, toy_config
 PROGRAM = Path(__file__).parents[1] / "support" / "toy.py"
 
 
-def launch(run, num_ranks, *options):
+def launch(run, num_ranks, *options, **variables):
     """Train the toy family in `num_ranks` processes over gloo; returns their exit codes and errors."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -33,6 +33,7 @@ def launch(run, num_ranks, *options):
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(num_ranks),
+            **variables,
         }
         command = [sys.executable, str(PROGRAM), str(run), *options]
         processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
@@ -109,6 +110,16 @@ def test_many_ranks_equal_one(tmp_path, whole_batch, ranks, optimizer, parallel,
     codes, errors = launch(tmp_path / "run", ranks, *options)
     assert_all_ended_well(codes, errors)
     assert_same_run(whole_batch[optimizer], tmp_path / "run")
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_kernels_on_shards_equal_torch_on_whole_weights(tmp_path, whole_batch, parallel):
+    pytest.importorskip("triton")
+    options = ["max_steps=6", "batch_size=8", "micro_batch=2", f'parallel="{parallel}"', 'optimizer={"name": "lamb"}']
+    codes, errors = launch(tmp_path / "run", 2, *options, TRITON_INTERPRET="1")
+    assert_all_ended_well(codes, errors)
+    assert all("LAMB's kernels: True" in error and "torch's passes" not in error for error in errors)
+    assert_same_run(whole_batch["lamb"], tmp_path / "run")
 
 
 def test_muon_refuses_sharded_weights(tmp_path):
