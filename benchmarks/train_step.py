@@ -73,6 +73,7 @@ class Row:
             "precision": self.precision,
             "bf16_attention": str(self.bf16_attention).lower(),
             "compile": str(self.compile and not self.whole).lower(),
+            "cuda_graph": "false",  # also where the preset leaves it to the run
         }
         return [*(f"train.{key}={value}" for key, value in train.items()), *self.overrides]
 

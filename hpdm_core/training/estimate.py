@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -85,7 +86,7 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change of the config and the peak that it leads to."""
+    """A change of the config, or several joined by ` --set `, and the peak that it leads to."""
 
     overrides: str
     bytes: int
@@ -279,35 +280,60 @@ def _network_bytes(train: TrainSection, phases: tuple[PhaseEstimate, ...], gpus:
 
 
 def _remedies(rehearsal: Rehearsal, found: Estimate) -> tuple[Remedy, ...]:
-    """Changes that lower the peak, each rehearsed alone."""
-    config, train, peak = rehearsal.config, rehearsal.config.train, found.peak
-    phase = _phase_named(rehearsal, peak.phase)
-    changes: dict[str, TrainSection] = {}
-    if peak.largest_micro_batch and phase.micro_batch is None:  # one of its own hides that of `train`
-        changes["micro_batch"] = train.model_copy(update={"micro_batch": peak.largest_micro_batch})
+    """Changes that lower the peak, each rehearsed alone, and where none is enough several of them together."""
+    train, peak = rehearsal.config.train, found.peak
+    own = _phase_named(rehearsal, peak.phase).micro_batch is not None  # one of its own hides that of `train`
+    changes: dict[str, dict[str, Any]] = {}
     if not train.activation_checkpointing:
-        changes["activation_checkpointing"] = train.model_copy(update={"activation_checkpointing": True})
+        changes["activation_checkpointing"] = {"activation_checkpointing": True}
     if train.precision != "bf16":
-        changes["precision"] = train.model_copy(update={"precision": "bf16"})
+        changes["precision"] = {"precision": "bf16"}
     if len(tracks_of(train.ema)) > 1:
-        ema = train.ema.model_copy(update={"widths": train.ema.widths[:1]})
-        changes["ema.widths"] = train.model_copy(update={"ema": ema})
+        changes["ema.widths"] = {"ema": train.ema.model_copy(update={"widths": train.ema.widths[:1]})}
     if train.parallel == "ddp" and found.gpus > 1:
-        changes["parallel"] = train.model_copy(update={"parallel": "fsdp"})
-    return tuple(_remedy(config, name, changed, found) for name, changed in changes.items())
+        changes["parallel"] = {"parallel": "fsdp"}
+    fewer = {"micro_batch": {"micro_batch": peak.largest_micro_batch}} if peak.largest_micro_batch and not own else {}
+    alone = [_remedy(rehearsal.config, {key: change}, found)[0] for key, change in {**fewer, **changes}.items()]
+    if any(remedy.fits for remedy in alone):
+        return tuple(alone)
+    together = _together(rehearsal.config, changes, found, micro_batch=not own and peak.micro_batch > 1)
+    return (*alone, *together)
+
+
+def _together(
+    config: RunConfig, changes: Mapping[str, dict[str, Any]], found: Estimate, *, micro_batch: bool
+) -> tuple[Remedy, ...]:
+    """The first of `changes` that are enough together, else all, if need be with passes as large as still fit."""
+    tried: dict[str, dict[str, Any]] = {}
+    for key, change in changes.items():
+        tried[key] = change
+        remedy, _ = _remedy(config, tried, found)
+        if remedy.fits:
+            return (remedy,)
+    if micro_batch:
+        _, smallest = _remedy(config, {**tried, "micro_batch": {"micro_batch": 1}}, found)
+        tried["micro_batch"] = {"micro_batch": max(smallest.largest_micro_batch, 1)}
+    return (_remedy(config, tried, found)[0],) if len(tried) > 1 else ()
 
 
 def _phase_named(rehearsal: Rehearsal, name: str) -> Phase:
     return next(phase for phase in rehearsal.family.phases() if phase.name == name)
 
 
-def _remedy(config: RunConfig, key: str, train: TrainSection, found: Estimate) -> Remedy:
+def _remedy(config: RunConfig, changes: Mapping[str, dict[str, Any]], found: Estimate) -> tuple[Remedy, RoleEstimate]:
+    """`changes` by the key of `train` that they are set by, and the role of the peak under them."""
+    train = config.train.model_copy(update={k: v for change in changes.values() for k, v in change.items()})
     rehearsal = Rehearsal(config.model_copy(update={"train": train}))
     phase = _phase_named(rehearsal, found.peak.phase)
     index = [role.name for role in phase.roles].index(found.peak.role)
+    role = _role(rehearsal, phase, index, found.gpus, found.memory, 1.0)
+    texts = [f"train.{key}={_value_text(train, key)}" for key in changes]
+    fits = verdict(role.total_bytes, found.memory) != "does not fit"
+    return Remedy(" --set ".join(texts), role.total_bytes, fits), role
+
+
+def _value_text(train: TrainSection, key: str) -> str:
     value: object = train
     for name in key.split("."):
         value = getattr(value, name)
-    text = str(list(value) if isinstance(value, tuple) else value)
-    size = _role(rehearsal, phase, index, found.gpus, found.memory, 1.0).total_bytes
-    return Remedy(f"train.{key}={text.lower()}", size, verdict(size, found.memory) != "does not fit")
+    return str(list(value) if isinstance(value, tuple) else value).lower()

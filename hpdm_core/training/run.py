@@ -316,8 +316,12 @@ def rank_rows(batch_size: int, micro_batch: int | None, world_size: int) -> tupl
     rows, rest = divmod(batch_size, world_size)
     micro = min(micro_batch or rows, rows)
     if rest or not rows or rows % micro:
+        hint = "make train.batch_size a multiple of (number of ranks) x (train.micro_batch)"
+        if rows and not rest:
+            fitting = [n for n in range(1, rows + 1) if rows % n == 0]
+            below, above = max(n for n in fitting if n < micro), min(n for n in fitting if n > micro)
+            hint = f"set train.micro_batch={below} or {above}: it must divide the {rows} rows of a rank"
         raise ConfigError(
-            f"a batch of {batch_size} does not divide into {world_size} ranks with micro-batches of {micro}",
-            hint="make train.batch_size a multiple of (number of ranks) x (train.micro_batch)",
+            f"a batch of {batch_size} does not divide into {world_size} ranks with micro-batches of {micro}", hint=hint
         )
     return rows, micro

@@ -160,3 +160,6 @@ def test_batches_that_do_not_divide_are_refused():
     for case in ((8, None, 3), (8, 3, 2), (2, None, 4)):
         with pytest.raises(ConfigError, match="does not divide"):
             rank_rows(*case)
+    with pytest.raises(ConfigError) as refused:
+        rank_rows(768, 8, 64)
+    assert "train.micro_batch=6 or 12" in str(refused.value.hint)

@@ -136,6 +136,19 @@ def test_a_remedy_lowers_the_peak() -> None:
         assert any("micro_batch" in remedy.overrides for remedy in found.remedies) == (not more)
 
 
+def test_changes_that_are_not_enough_alone_are_tried_together() -> None:
+    """0.826 GiB lie between the best change alone (0.852) and all with one video a pass (0.820)."""
+    *alone, together = estimate(config_of("mdm-smoke", "train.batch_size=8"), memory_gib=0.826).remedies
+    assert alone
+    assert not any(remedy.fits for remedy in alone)
+    assert together.fits
+    overrides = together.overrides.split(" --set ")
+    assert len(overrides) > 1
+    changed = estimate(config_of("mdm-smoke", "train.batch_size=8", *overrides), memory_gib=0.826)
+    assert changed.peak.total_bytes == together.bytes
+    assert changed.verdict != "does not fit"
+
+
 def test_gpus_share_the_batch_and_the_days() -> None:
     config = config_of("hpdm-smoke", "train.batch_size=8", "train.micro_batch=2")
     one, four = estimate(config), estimate(config, gpus=4)
