@@ -68,6 +68,10 @@ CALIBRATION = tuple(row for row in STEPS if row.preset == "ucf101-m" and not row
 WORKSPACE = 210 * 2**20
 """Bytes beside the tensors: libraries' workspaces and what kernels need in passing. The mean gap of `CALIBRATION`."""
 
+COMPILED_SHARE = 0.58
+"""Of the memory that a block needs beyond what lives at its start, what compiled code needs in sampling. Set by
+HPDM-M's preset with CUDA graphs (7.65 GiB on an H100) and without (6.41): 0.61 and 0.55 would meet one each."""
+
 SECONDS_PER_KERNEL = 35e-6
 """Host time of one operator where the GPU waits for it: batch-1 step over its operators; varies by 20 % and more."""
 

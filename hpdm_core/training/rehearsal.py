@@ -15,7 +15,7 @@ import itertools
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +39,7 @@ from hpdm_core.sampling.solvers import solver_info
 from hpdm_core.sampling.stage import Stage
 from hpdm_core.training.conditions import one_video
 from hpdm_core.training.ema import Ema
+from hpdm_core.training.measured import COMPILED_SHARE
 from hpdm_core.training.optim import RoleOptimizer
 from hpdm_core.training.source import weightless_family
 from hpdm_core.training.switches import apply_switches, computing
@@ -162,11 +163,12 @@ class Ledger(TorchDispatchMode):
         self.places: Places | None = None
         self._part = "activations"
         self._known: dict[int, tuple[str, int, Any]] = {}
+        self._blocks: list[tuple[int, float]] = []
         self.restart()
 
     def restart(self) -> None:
         """Forget the peak, the FLOPs and the operators counted so far."""
-        self._most, self.kernels = 0, 0
+        self.most, self.kernels = 0, 0
         self.peak: dict[str, int] = {}
         self.flops: Counter[str] = Counter()
 
@@ -214,9 +216,30 @@ class Ledger(TorchDispatchMode):
         size = -(-storage.nbytes() // BLOCK) * BLOCK
         self._known[key] = self._part, size, weakref.ref(storage, lambda _: self._leave(key))
         self.live[self._part] += size
-        if (total := sum(self.live.values())) > self._most:
-            self._most, self.peak = total, dict(self.live)
+        total = sum(self.live.values())
+        if self._blocks:
+            before, share = self._blocks[0]
+            total = before + int(share * (total - before))
+        if total > self.most:
+            self.most, self.peak = total, dict(self.live)
         return True
+
+    @contextmanager
+    def blocks(self, modules: Iterable[nn.Module], share: float) -> Iterator[None]:
+        """Inside, what a call of one of `modules` needs beyond what lives at its start counts `share` times."""
+
+        def begin(*_: Any) -> None:
+            self._blocks.append((sum(self.live.values()), share))
+
+        def end(*_: Any) -> None:
+            self._blocks.pop()
+
+        hooks = [hook for m in modules for hook in (m.register_forward_pre_hook(begin), m.register_forward_hook(end))]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _leave(self, key: int) -> None:
         part, size, _ = self._known.pop(key)
@@ -296,7 +319,8 @@ class Rehearsal:
             products = Bf16Products(self.family.compile_units(), sample.precision)
         # Outside the fake mode: what does not touch the weights is small, and its values steer the tiling.
         ledger.restart()
-        with torch.no_grad(), autocast(CPU, sample.precision), ledger, products.held(), rehearsed_places():
+        shrunk = ledger.blocks(self.family.compile_units() if sample.compile else (), COMPILED_SHARE)
+        with torch.no_grad(), autocast(CPU, sample.precision), ledger, products.held(), rehearsed_places(), shrunk:
             request = replace(one_video(self.config), sized_for="cuda")
             plan = self.family.plan(request, sample)
             stage = next(plan)
@@ -318,7 +342,7 @@ class Rehearsal:
     @property
     def sampling_bytes(self) -> int:
         """The peak of what `stages` held, weights included."""
-        return sum(self.ledger.peak.values())
+        return self.ledger.most
 
     def _backward(self, role: str, batch: Batch, train: TrainSection) -> None:
         self.ledger.places = places = Places(self.family)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from hpdm_core.config.schema import RunConfig
@@ -16,7 +19,7 @@ from hpdm_core.training.measured import (
     WORKSPACE,
     fastest,
 )
-from hpdm_core.training.rehearsal import CPU_FORMULAS, Rehearsal, StepCost, empty_batch
+from hpdm_core.training.rehearsal import CPU_FORMULAS, Ledger, Rehearsal, StepCost, empty_batch
 from hpdm_core.training.source import class_condition, with_classes
 
 GIB = 2**30
@@ -206,14 +209,42 @@ def test_cuda_graphs_save_the_launches(preset: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "graphs", "gib"),
-    [("ucf101-m", False, 7.93), ("ucf101-l", True, 10.73), ("pvdm-ucf101-l", True, 3.07), ("mdm-ucf101", True, 5.10)],
+    ("preset", "graphs", "compiled", "gib"),
+    [
+        ("ucf101-m", False, False, 7.93),
+        ("ucf101-l", True, False, 10.73),
+        ("ucf101-l", True, True, 9.50),
+        ("pvdm-ucf101-l", True, False, 3.07),
+        ("mdm-ucf101", True, False, 5.10),
+    ],
 )
-def test_measured_peaks_of_sampling_are_met_within_a_tenth(preset: str, graphs: bool, gib: float) -> None:
+def test_measured_peaks_of_sampling_are_met_within_a_tenth(
+    preset: str, graphs: bool, compiled: bool, gib: float
+) -> None:
     """One video in bf16 on an H100, commit 8198fad: docs/scaling.md."""
-    rehearsal = Rehearsal(config_of(preset, "sample.precision=bf16", f"sample.graphs={str(graphs).lower()}"))
+    mode = (f"sample.graphs={str(graphs).lower()}", f"sample.compile={str(compiled).lower()}")
+    rehearsal = Rehearsal(config_of(preset, "sample.precision=bf16", *mode))
     rehearsal.stages()
     assert (rehearsal.sampling_bytes + WORKSPACE) / GIB == pytest.approx(gib, rel=0.10)
+
+
+def test_what_a_compiled_block_needs_in_passing_counts_in_part() -> None:
+    class Block(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.repeat(8).repeat(2)[: len(x)].clone()
+
+    peaks = []
+    for share in (1.0, 0.5, 0.0):
+        ledger, block = Ledger(), Block()
+        with FakeTensorMode(), ledger, ledger.blocks([block], share):
+            x = torch.empty(2**20)
+            kept = block(x)
+            assert len(kept) == len(x)
+        peaks.append(ledger.most / x.nbytes)
+    # x, eight times and sixteen times as much and the copy, of which the copy alone stays.
+    assert peaks[0] == 1 + 8 + 16
+    assert peaks[1] == 1 + (8 + 16) / 2
+    assert peaks[2] == 1
 
 
 def test_unmeasured_tf32_is_given_the_lower_bound() -> None:
