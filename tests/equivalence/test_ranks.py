@@ -140,6 +140,17 @@ def test_a_sharded_run_continues_on_another_number_of_ranks(tmp_path, whole_batc
     assert_same_run(whole_batch["lamb"], run)
 
 
+def test_a_sharded_run_continues_on_more_ranks(tmp_path, whole_batch):
+    run = tmp_path / "run"
+    common = ["batch_size=8", "max_steps=6", "checkpoint_every_steps=3", 'optimizer={"name": "lamb"}']
+    assert_all_ended_well(*launch(run, 2, 'parallel="fsdp"', *common))
+    shutil.rmtree(run / "checkpoints" / "step_00000006")
+    codes, errors = launch(run, 4, 'parallel="fsdp"', *common)
+    assert_all_ended_well(codes, errors)
+    assert "world_size changed from 2 to 4: the run continues" in errors[0]
+    assert_same_run(whole_batch["lamb"], run)
+
+
 def test_roles_and_stopping_agree_over_ranks(tmp_path):
     """Adversarial roles under DDP, and a time limit that every rank obeys at the same step."""
     codes, errors = launch(tmp_path / "run", 2, 'model={"adversarial": true}', "delay=0.05", "time_limit=0.5")
