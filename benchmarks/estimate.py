@@ -3,7 +3,8 @@
     python -m benchmarks.estimate --json estimate.json            # four minutes on two cores
     python -m benchmarks.estimate --tables training --only L      # rows whose name begins so
 
-The measured numbers are those of docs/results.md and docs/scaling.md; marked H100, else an H200. With --json, rows that
+The measured numbers are those of docs/results.md and docs/scaling.md: training on an H200, or an H100 where it says so,
+all else on H100s. With --json, rows that
 the file holds already, from the same commit and machine, are not computed again.
 """
 
@@ -24,7 +25,7 @@ from hpdm_core.training.rehearsal import Rehearsal
 
 @dataclass(frozen=True)
 class Step:
-    """The measured peak of a training step on `batch` videos. phase, role: the last phase's first one where empty."""
+    """The measured peak of a training step on `batch` videos, in the first role of `phase` (empty: the last one)."""
 
     name: str
     preset: str
@@ -53,6 +54,11 @@ class Ranks:
     gib: float
 
     @property
+    def name(self) -> str:
+        """How the ranks share the model."""
+        return self.parallel
+
+    @property
     def settings(self) -> tuple[str, ...]:
         """Overrides of the preset."""
         own = {"precision": "bf16", "parallel": self.parallel, "micro_batch": self.micro_batch}
@@ -68,6 +74,11 @@ class Video:
     mode: str
     seconds: float
     gib: float
+
+    @property
+    def name(self) -> str:
+        """Preset and setting."""
+        return f"{self.preset} {self.setting}".strip()
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -157,15 +168,14 @@ def step_row(row: Step) -> dict[str, Any]:
 def ranks_row(row: Ranks) -> dict[str, Any]:
     """Measured and estimated peak of one of two GPUs."""
     found = estimate(load_run_config("ucf101-m", row.settings), gpus=2)
-    return {**asdict(row), "name": row.parallel, **errors(gib=(row.gib, found.peak.total_bytes / GIB))}
+    return {**asdict(row), **errors(gib=(row.gib, found.peak.total_bytes / GIB))}
 
 
 def video_row(row: Video) -> dict[str, Any]:
     """Measured and estimated time and peak of sampling."""
     found = estimate(load_run_config(row.preset, row.settings))
     seconds, gib = sum(stage.seconds for stage in found.sampling), found.sampling_bytes / GIB
-    name = f"{row.preset} {row.setting}".strip()
-    return {**asdict(row), "name": name, **errors(seconds=(row.seconds, seconds), gib=(row.gib, gib))}
+    return {**asdict(row), **errors(seconds=(row.seconds, seconds), gib=(row.gib, gib))}
 
 
 def errors(**pairs: tuple[float, float]) -> dict[str, float]:
@@ -210,10 +220,10 @@ def main() -> None:
         cases, compute = TABLES[table]
         print(f"\n{table}")
         for case in cases:
-            key = f"{table} {case}"
-            row = held[key] if key in held else {"key": key, **compute(case)}
-            if not row["name"].startswith(args.only):
+            if not case.name.startswith(args.only):
                 continue
+            key = f"{table} {case}"
+            row = held[key] if key in held else {"key": key, "name": case.name, **compute(case)}
             print(line(row), flush=True)
             if key not in held:
                 rows.append(row)

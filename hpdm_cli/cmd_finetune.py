@@ -67,6 +67,8 @@ def finetune_hires(
     config = finetune_config(origin, preset, overrides or [], frames=frames, size=size)
     store, missing = store_or_error(config, data, dry_run=dry_run)
     plan = plan_finetuning(origin, config, store)
+    for phase in plan.training.phases:
+        rank_rows(phase.batch_size, phase.micro_batch, nproc)
     if dry_run:
         console.print_result(dump_config(plan.training.config) + "\n" + describe(plan, store, run))
         if missing is not None:
@@ -74,8 +76,6 @@ def finetune_hires(
         return
     if nproc > 1:
         check_place(run)
-        for phase in plan.training.phases:
-            rank_rows(phase.batch_size, phase.micro_batch, nproc)
         raise typer.Exit(launch(command_line(context), nproc, device))
     for line in describe(plan, store, run).splitlines():
         console.print_note(line)

@@ -45,6 +45,8 @@ def train(
     config = load_run_config(preset, overrides or [])
     store, missing = store_or_error(config, data, dry_run=dry_run)
     plan = plan_training(config, store)
+    for phase in plan.phases:
+        rank_rows(phase.batch_size, phase.micro_batch, nproc)
     if dry_run:
         console.print_result(dump_config(plan.config) + "\n" + describe(plan, store, run))
         if missing is not None:
@@ -52,8 +54,6 @@ def train(
         return
     if nproc > 1:
         check_place(run, fresh)
-        for phase in plan.phases:
-            rank_rows(phase.batch_size, phase.micro_batch, nproc)
         raise typer.Exit(launch(command_line(context), nproc, device))
     for line in describe(plan, store, run).splitlines():
         console.print_note(line)

@@ -281,8 +281,7 @@ def _network_bytes(train: TrainSection, phases: tuple[PhaseEstimate, ...], gpus:
 
 def _remedies(rehearsal: Rehearsal, found: Estimate) -> tuple[Remedy, ...]:
     """Changes that lower the peak, each rehearsed alone, and where none is enough several of them together."""
-    train, peak = rehearsal.config.train, found.peak
-    own = _phase_named(rehearsal, peak.phase).micro_batch is not None  # one of its own hides that of `train`
+    train, config = rehearsal.config.train, rehearsal.config
     changes: dict[str, dict[str, Any]] = {}
     if not train.activation_checkpointing:
         changes["activation_checkpointing"] = {"activation_checkpointing": True}
@@ -292,44 +291,53 @@ def _remedies(rehearsal: Rehearsal, found: Estimate) -> tuple[Remedy, ...]:
         changes["ema.widths"] = {"ema": train.ema.model_copy(update={"widths": train.ema.widths[:1]})}
     if train.parallel == "ddp" and found.gpus > 1:
         changes["parallel"] = {"parallel": "fsdp"}
-    fewer = {"micro_batch": {"micro_batch": peak.largest_micro_batch}} if peak.largest_micro_batch and not own else {}
-    alone = [_remedy(rehearsal.config, {key: change}, found)[0] for key, change in {**fewer, **changes}.items()]
-    if any(remedy.fits for remedy in alone):
-        return tuple(alone)
-    together = _together(rehearsal.config, changes, found, micro_batch=not own and peak.micro_batch > 1)
-    return (*alone, *together)
+    micro = _smaller_passes(rehearsal, found.peak, found.gpus)
+    fewer = {"micro_batch": {"micro_batch": micro}} if micro else {}
+    alone = [_remedy(config, {key: change}, found)[0] for key, change in {**fewer, **changes}.items()]
+    return tuple(alone) if any(remedy.fits for remedy in alone) else (*alone, *_together(rehearsal, changes, found))
 
 
-def _together(
-    config: RunConfig, changes: Mapping[str, dict[str, Any]], found: Estimate, *, micro_batch: bool
-) -> tuple[Remedy, ...]:
+def _together(rehearsal: Rehearsal, changes: Mapping[str, dict[str, Any]], found: Estimate) -> tuple[Remedy, ...]:
     """The first of `changes` that are enough together, else all, if need be with passes as large as still fit."""
+    config = rehearsal.config
     tried: dict[str, dict[str, Any]] = {}
     for key, change in changes.items():
         tried[key] = change
-        remedy, _ = _remedy(config, tried, found)
-        if remedy.fits:
+        if len(tried) > 1 and (remedy := _remedy(config, tried, found)[0]).fits:
             return (remedy,)
-    if micro_batch:
+    if found.peak.micro_batch > 1 and _smaller_passes(rehearsal, found.peak, found.gpus, at_least=1):
         _, smallest = _remedy(config, {**tried, "micro_batch": {"micro_batch": 1}}, found)
-        tried["micro_batch"] = {"micro_batch": max(smallest.largest_micro_batch, 1)}
+        micro = _smaller_passes(rehearsal, smallest, found.gpus, at_least=1)
+        tried["micro_batch"] = {"micro_batch": micro or 1}
     return (_remedy(config, tried, found)[0],) if len(tried) > 1 else ()
 
 
-def _phase_named(rehearsal: Rehearsal, name: str) -> Phase:
-    return next(phase for phase in rehearsal.family.phases() if phase.name == name)
+def _smaller_passes(rehearsal: Rehearsal, peak: RoleEstimate, gpus: int, *, at_least: int = 0) -> int:
+    """The `train.micro_batch` under which `peak` should fit, that the config and every phase can take; 0 for none.
+
+    A phase with a micro-batch of its own does not read it.
+    """
+    train, phases = rehearsal.config.train, rehearsal.family.phases()
+    if next(phase for phase in phases if phase.name == peak.phase).micro_batch is not None:
+        return 0
+    shared = [train.batch_size, *(phase_batch(phase, train) // gpus for phase in phases if phase.micro_batch is None)]
+    most = max(peak.largest_micro_batch, at_least)
+    return max((n for n in range(1, most + 1) if all(rows % min(n, rows) == 0 for rows in shared)), default=0)
 
 
 def _remedy(config: RunConfig, changes: Mapping[str, dict[str, Any]], found: Estimate) -> tuple[Remedy, RoleEstimate]:
-    """`changes` by the key of `train` that they are set by, and the role of the peak under them."""
+    """`changes` by the key of `train` that they are set by, and the role that needs most under them."""
     train = config.train.model_copy(update={k: v for change in changes.values() for k, v in change.items()})
     rehearsal = Rehearsal(config.model_copy(update={"train": train}))
-    phase = _phase_named(rehearsal, found.peak.phase)
-    index = [role.name for role in phase.roles].index(found.peak.role)
-    role = _role(rehearsal, phase, index, found.gpus, found.memory, 1.0)
+    roles = [
+        _role(rehearsal, phase, index, found.gpus, found.memory, 1.0)
+        for phase in rehearsal.family.phases()
+        for index in range(len(phase.roles))
+    ]
+    peak = max(roles, key=lambda role: role.total_bytes)
     texts = [f"train.{key}={_value_text(train, key)}" for key in changes]
-    fits = verdict(role.total_bytes, found.memory) != "does not fit"
-    return Remedy(" --set ".join(texts), role.total_bytes, fits), role
+    fits = verdict(peak.total_bytes, found.memory) != "does not fit"
+    return Remedy(" --set ".join(texts), peak.total_bytes, fits), peak
 
 
 def _value_text(train: TrainSection, key: str) -> str:

@@ -41,6 +41,7 @@ class LambKernels:
         self._sums = torch.zeros(2, len(sizes), max(counts), device=device)
         self._table = torch.zeros(4, len(sizes), dtype=torch.int64, device=device)
         self._addresses: list[list[int]] = []
+        self._in_graph = False
         # A capture may not pin memory, and copies at every replay from what was pinned before.
         self._pinned = self._host_table() if device.type == "cuda" else None
 
@@ -86,7 +87,10 @@ class LambKernels:
         """Tell the kernels where the tensors lie, if that has changed."""
         addresses = [[tensor.data_ptr() for tensor in group] for group in tensors]
         capturing = self._pinned is not None and torch.cuda.is_current_stream_capturing()
-        if addresses == self._addresses and not capturing:  # a graph brings its own, whatever ran before it
+        self._in_graph = self._in_graph or capturing
+        if (
+            addresses == self._addresses and not self._in_graph
+        ):  # a graph brings its own, and so does who steps beside it
             return
         host = self._pinned if capturing and self._pinned is not None else self._host_table()
         host.copy_(torch.tensor(addresses))

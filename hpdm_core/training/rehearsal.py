@@ -15,7 +15,7 @@ import itertools
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -225,7 +225,7 @@ class Ledger(TorchDispatchMode):
         return True
 
     @contextmanager
-    def blocks(self, modules: Iterable[nn.Module], share: float) -> Iterator[None]:
+    def blocks(self, modules: Sequence[nn.Module], share: float) -> Iterator[None]:
         """Inside, what a call of one of `modules` needs beyond what lives at its start counts `share` times."""
 
         def begin(*_: Any) -> None:
@@ -234,7 +234,8 @@ class Ledger(TorchDispatchMode):
         def end(*_: Any) -> None:
             self._blocks.pop()
 
-        hooks = [hook for m in modules for hook in (m.register_forward_pre_hook(begin), m.register_forward_hook(end))]
+        hooks = [m.register_forward_pre_hook(begin) for m in modules]
+        hooks += [m.register_forward_hook(end, always_call=True) for m in modules]
         try:
             yield
         finally:
@@ -341,7 +342,7 @@ class Rehearsal:
 
     @property
     def sampling_bytes(self) -> int:
-        """The peak of what `stages` held, weights included."""
+        """The peak of what `stages` held, weights included; of compiled blocks, what they would have held."""
         return self.ledger.most
 
     def _backward(self, role: str, batch: Batch, train: TrainSection) -> None:

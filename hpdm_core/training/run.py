@@ -320,7 +320,7 @@ def rank_rows(batch_size: int, micro_batch: int | None, world_size: int) -> tupl
         if rows and not rest:
             fitting = [n for n in range(1, rows + 1) if rows % n == 0]
             below, above = max(n for n in fitting if n < micro), min(n for n in fitting if n > micro)
-            hint = f"set train.micro_batch={below} or {above}: it must divide the {rows} rows of a rank"
+            hint = f"let train.micro_batch, or the phase's own, be {below} or {above}: it must divide {rows} rows"
         raise ConfigError(
             f"a batch of {batch_size} does not divide into {world_size} ranks with micro-batches of {micro}", hint=hint
         )

@@ -161,6 +161,7 @@ def test_plain_torchrun_trains_as_nproc_does(place):
     ("args", "code", "words"),
     [
         (("--preset", "hpdm-smoke", "--nproc", "3", "--device", "cpu"), 2, "does not divide into 3 ranks"),
+        (("--preset", "hpdm-smoke", "--nproc", "3", "--dry-run"), 2, "does not divide into 3 ranks"),
         (("--preset", "no-such-preset"), 2, "no-such-preset"),
         (("--preset", "hpdm-smoke", "--set", "train.max_stepz=3"), 2, "max_steps"),
         (("--preset", "hpdm-smoke", "--data", "nowhere"), 3, "nowhere"),

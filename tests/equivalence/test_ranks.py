@@ -173,4 +173,4 @@ def test_batches_that_do_not_divide_are_refused():
             rank_rows(*case)
     with pytest.raises(ConfigError) as refused:
         rank_rows(768, 8, 64)
-    assert "train.micro_batch=6 or 12" in str(refused.value.hint)
+    assert "be 6 or 12" in str(refused.value.hint)
