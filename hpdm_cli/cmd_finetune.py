@@ -67,7 +67,7 @@ def finetune_hires(
     config = finetune_config(origin, preset, overrides or [], frames=frames, size=size)
     store, missing = store_or_error(config, data, dry_run=dry_run)
     plan = plan_finetuning(origin, config, store)
-    for phase in plan.training.phases:
+    for phase in plan.training.phases if dry_run or nproc > 1 else ():
         rank_rows(phase.batch_size, phase.micro_batch, nproc)
     if dry_run:
         console.print_result(dump_config(plan.training.config) + "\n" + describe(plan, store, run))

@@ -45,7 +45,7 @@ def train(
     config = load_run_config(preset, overrides or [])
     store, missing = store_or_error(config, data, dry_run=dry_run)
     plan = plan_training(config, store)
-    for phase in plan.phases:
+    for phase in plan.phases if dry_run or nproc > 1 else ():
         rank_rows(phase.batch_size, phase.micro_batch, nproc)
     if dry_run:
         console.print_result(dump_config(plan.config) + "\n" + describe(plan, store, run))

@@ -88,10 +88,8 @@ class LambKernels:
         addresses = [[tensor.data_ptr() for tensor in group] for group in tensors]
         capturing = self._pinned is not None and torch.cuda.is_current_stream_capturing()
         self._in_graph = self._in_graph or capturing
-        if (
-            addresses == self._addresses and not self._in_graph
-        ):  # a graph brings its own, and so does who steps beside it
-            return
+        if addresses == self._addresses and not self._in_graph:
+            return  # a graph brings its own at every replay, and so does a step beside it
         host = self._pinned if capturing and self._pinned is not None else self._host_table()
         host.copy_(torch.tensor(addresses))
         self._table.copy_(host, non_blocking=True)
