@@ -305,24 +305,25 @@ def _together(rehearsal: Rehearsal, changes: Mapping[str, dict[str, Any]], found
         tried[key] = change
         if len(tried) > 1 and (remedy := _remedy(config, tried, found)[0]).fits:
             return (remedy,)
-    if found.peak.micro_batch > 1 and _smaller_passes(rehearsal, found.peak, found.gpus, at_least=1):
+    if found.peak.micro_batch > 1 and not _has_own_passes(rehearsal, found.peak):
         _, smallest = _remedy(config, {**tried, "micro_batch": {"micro_batch": 1}}, found)
-        micro = _smaller_passes(rehearsal, smallest, found.gpus, at_least=1)
-        tried["micro_batch"] = {"micro_batch": micro or 1}
+        tried["micro_batch"] = {"micro_batch": _smaller_passes(rehearsal, smallest, found.gpus) or 1}
     return (_remedy(config, tried, found)[0],) if len(tried) > 1 else ()
 
 
-def _smaller_passes(rehearsal: Rehearsal, peak: RoleEstimate, gpus: int, *, at_least: int = 0) -> int:
-    """The `train.micro_batch` under which `peak` should fit, that the config and every phase can take; 0 for none.
-
-    A phase with a micro-batch of its own does not read it.
-    """
-    train, phases = rehearsal.config.train, rehearsal.family.phases()
-    if next(phase for phase in phases if phase.name == peak.phase).micro_batch is not None:
+def _smaller_passes(rehearsal: Rehearsal, peak: RoleEstimate, gpus: int) -> int:
+    """The `train.micro_batch` under which `peak` should fit, that the config and every phase can take; 0 for none."""
+    if _has_own_passes(rehearsal, peak):
         return 0
+    train, phases = rehearsal.config.train, rehearsal.family.phases()
     shared = [train.batch_size, *(phase_batch(phase, train) // gpus for phase in phases if phase.micro_batch is None)]
-    most = max(peak.largest_micro_batch, at_least)
-    return max((n for n in range(1, most + 1) if all(rows % min(n, rows) == 0 for rows in shared)), default=0)
+    sizes = range(1, peak.largest_micro_batch + 1)
+    return max((n for n in sizes if all(rows % min(n, rows) == 0 for rows in shared)), default=0)
+
+
+def _has_own_passes(rehearsal: Rehearsal, role: RoleEstimate) -> bool:
+    """Whether the phase of `role` has a micro-batch of its own, and does not read `train`'s."""
+    return next(p for p in rehearsal.family.phases() if p.name == role.phase).micro_batch is not None
 
 
 def _remedy(config: RunConfig, changes: Mapping[str, dict[str, Any]], found: Estimate) -> tuple[Remedy, RoleEstimate]:

@@ -115,8 +115,8 @@ class Lamb(Optimizer):
             self._kernels[key] = LambKernels([weight.numel() for weight in tensors[0]], device)
         kernels, kept = self._kernels[key], self._kept(device)
         torch._foreach_add_(steps, [kept] * len(steps))  # with the bare tensor torch asks the device for its value
-        betas = dict(zip(("beta1", "beta2"), group["betas"], strict=True))
-        biases = torch.stack([1.0 - beta ** torch.stack(steps) for beta in betas.values()])
+        betas, counts = dict(zip(("beta1", "beta2"), group["betas"], strict=True)), torch.stack(steps)
+        biases = torch.stack([1.0 - beta**counts for beta in betas.values()])
         factor = torch.ones((), device=device) if self.grad_factor is None else self.grad_factor
         scalars = torch.stack([self._rate(group, device), factor, kept])
         options = {**betas, "eps": group["eps"], "decay": group["weight_decay"]}
@@ -143,7 +143,7 @@ def kernels_work(device: torch.device) -> bool:
     """Whether Triton can run them on `device`, on every rank: two ways of rounding would let replicas drift apart."""
     failure = _kernels_fail(device)
     works = torch.tensor(float(not failure), device=device)
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_initialized():
         dist.all_reduce(works, op=dist.ReduceOp.MIN)
     if not works:
         logger.warning(

@@ -132,7 +132,7 @@ class RoleOptimizer:
     def step(self, lr: float | Tensor, norm: Tensor, found_inf: Tensor) -> None:
         """Clip by `norm` and update; where `found_inf` is 1 nothing changes, without asking the host."""
         if self.section.clip_norm is not None:
-            if isinstance(self.optimizer, Lamb):  # it clips where it reads them, which saves a pass
+            if isinstance(self.optimizer, Lamb):  # it clips where it reads them, by the same factor: a pass less
                 self.optimizer.grad_factor = (self.section.clip_norm / (norm + 1e-6)).clamp(max=1.0)
             else:
                 clip_grads_with_norm_(self.params.values(), self.section.clip_norm, norm)

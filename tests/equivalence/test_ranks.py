@@ -128,12 +128,17 @@ def test_muon_refuses_sharded_weights(tmp_path):
     assert "needs whole weight matrices" in errors[0]
 
 
+def half_a_sharded_run(run):
+    """Three of six steps on two ranks; returns the options of the run."""
+    common = ["batch_size=8", "max_steps=6", "checkpoint_every_steps=3", 'optimizer={"name": "lamb"}']
+    assert_all_ended_well(*launch(run, 2, 'parallel="fsdp"', *common))
+    shutil.rmtree(run / "checkpoints" / "step_00000006")
+    return common
+
+
 def test_a_sharded_run_continues_on_another_number_of_ranks(tmp_path, whole_batch):
     run = tmp_path / "run"
-    common = ["batch_size=8", "max_steps=6", "checkpoint_every_steps=3", 'optimizer={"name": "lamb"}']
-    codes, errors = launch(run, 2, 'parallel="fsdp"', *common)
-    assert_all_ended_well(codes, errors)
-    shutil.rmtree(run / "checkpoints" / "step_00000006")
+    half_a_sharded_run(run)
     config = toy_config(max_steps=6, batch_size=8, checkpoint_every_steps=3, optimizer={"name": "lamb"})
     result = fit(config, ToySource(), run, device="cpu")
     assert result.resumed
@@ -142,10 +147,7 @@ def test_a_sharded_run_continues_on_another_number_of_ranks(tmp_path, whole_batc
 
 def test_a_sharded_run_continues_on_more_ranks(tmp_path, whole_batch):
     run = tmp_path / "run"
-    common = ["batch_size=8", "max_steps=6", "checkpoint_every_steps=3", 'optimizer={"name": "lamb"}']
-    assert_all_ended_well(*launch(run, 2, 'parallel="fsdp"', *common))
-    shutil.rmtree(run / "checkpoints" / "step_00000006")
-    codes, errors = launch(run, 4, 'parallel="fsdp"', *common)
+    codes, errors = launch(run, 4, 'parallel="fsdp"', *half_a_sharded_run(run))
     assert_all_ended_well(codes, errors)
     assert "world_size changed from 2 to 4: the run continues" in errors[0]
     assert_same_run(whole_batch["lamb"], run)
